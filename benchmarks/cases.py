@@ -1,0 +1,316 @@
+"""The table: one row per public op, and the shapes each family is tested and timed on.
+
+Tests, benchmarks and reports all iterate `OPS`. A row names a public function, which exists under the same name in
+`normnumba` and in `normnumba.reference`, builds arguments for it, and says what the fastest possible run must move.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from normnumba import reference
+
+Shape = tuple[int, ...]
+Arguments = dict[str, Any]
+
+DTYPES = ("float32", "float64")
+"""Names of the dtypes every op takes, the default of every benchmark first."""
+
+
+def dtype_of(name: str) -> np.dtype:
+    """The NumPy dtype of a name in `DTYPES` (bfloat16 comes from ml_dtypes)."""
+    return np.dtype(getattr(ml_dtypes, name, name))
+
+
+def accumulator(dtype: np.dtype) -> np.dtype:
+    """The dtype of statistics and parameters for data of `dtype`."""
+    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A shape and the axes an op works on: those normalized over, or the one that holds the channels."""
+
+    shape: Shape
+    axis: int | tuple[int, ...]
+
+    def __str__(self) -> str:
+        axis = ",".join(map(str, np.atleast_1d(self.axis)))
+        return "x".join(map(str, self.shape)) + f"@{axis}"
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """The axes as non-negative ints, in order."""
+        return tuple(sorted(a % len(self.shape) for a in np.atleast_1d(self.axis)))
+
+
+@dataclass(frozen=True)
+class Op:
+    """A row of the table."""
+
+    name: str
+    """The public function's name, in normnumba and in normnumba.reference."""
+    family: str
+    direction: str
+    """forward, backward, inference or moments: which benchmark class times it."""
+    outputs: tuple[str, ...]
+    """What it returns, in order."""
+    arguments: Callable[[Geometry, np.dtype, np.random.Generator], Arguments]
+    """Keyword arguments for both implementations."""
+    transfers: int
+    """How many times x's bytes must cross the memory bus, reads and writes together, while what shares statistics
+    fits a private cache."""
+    extra_transfers: int
+    """How many more where it does not fit."""
+    torch: Callable[[ModuleType, Arguments], Callable[[], Any]] | None = None
+    """torch(torch, arguments) -> a call without arguments that computes the same; None where torch has no such op."""
+
+    def __call__(self, library: ModuleType, arguments: Arguments) -> tuple[Any, ...]:
+        """Run the op as `library` (normnumba or its reference) has it; always a tuple, one entry per output."""
+        result = getattr(library, self.name)(**arguments)
+        return result if isinstance(result, tuple) else (result,)
+
+    def bytes_moved(self, geometry: Geometry, dtype: np.dtype, private_cache: int = 1 << 20) -> int:
+        """The bytes that the op cannot avoid moving on a machine whose cores have `private_cache` bytes each."""
+        unit = unit_size(self.family, geometry) * dtype.itemsize
+        passes = self.transfers + (self.extra_transfers if unit > private_cache else 0)
+        return passes * geometry.size * dtype.itemsize
+
+
+def unit_size(family: str, geometry: Geometry) -> int:
+    """How many elements share one mean: what a core would like to keep in its private cache between two passes.
+
+    Channels-last data cannot be taken a channel at a time, so there the unit is the whole array.
+    """
+    if family == "layer_norm":
+        return math.prod(geometry.shape[a] for a in geometry.axes)
+    (channel,) = geometry.axes
+    inner = math.prod(geometry.shape[channel + 1 :])
+    return geometry.size if inner == 1 else geometry.size // max(geometry.shape[channel], 1)
+
+
+# --- arguments -------------------------------------------------------------------------------------------------------
+
+
+def _normal(
+    rng: np.random.Generator, shape: Shape, dtype: np.dtype, scale: float = 1.0, shift: float = 0.0
+) -> np.ndarray:
+    draws = rng.standard_normal(shape, dtype=np.float32)
+    return (draws * np.float32(scale) + np.float32(shift)).astype(dtype)
+
+
+def _affine(rng: np.random.Generator, shape: Shape, dtype: np.dtype) -> Arguments:
+    kind = accumulator(dtype)
+    return {"weight": _normal(rng, shape, kind, 0.5, 1.0), "bias": _normal(rng, shape, kind)}
+
+
+def _layer_forward(g: Geometry, dtype: np.dtype, rng: np.random.Generator) -> Arguments:
+    normalized = tuple(g.shape[a] for a in g.axes)
+    return {"x": _normal(rng, g.shape, dtype, 2.0, 0.5), **_affine(rng, normalized, dtype), "axis": g.axis}
+
+
+def _layer_backward(g: Geometry, dtype: np.dtype, rng: np.random.Generator) -> Arguments:
+    forward = _layer_forward(g, dtype, rng)
+    _, mean, rstd = reference.layer_norm_forward(**forward)
+    kind = accumulator(dtype)
+    return {"dy": _normal(rng, g.shape, dtype), "mean": mean.astype(kind), "rstd": rstd.astype(kind), **forward}
+
+
+def _batch_forward(g: Geometry, dtype: np.dtype, rng: np.random.Generator) -> Arguments:
+    channels = (g.shape[g.axes[0]],)
+    return {"x": _normal(rng, g.shape, dtype, 2.0, 0.5), **_affine(rng, channels, dtype), "channel_axis": g.axis}
+
+
+def _batch_backward(g: Geometry, dtype: np.dtype, rng: np.random.Generator) -> Arguments:
+    forward = _batch_forward(g, dtype, rng)
+    _, mean, rstd = reference.batch_norm_forward(**forward)
+    kind = accumulator(dtype)
+    return {"dy": _normal(rng, g.shape, dtype), "mean": mean.astype(kind), "rstd": rstd.astype(kind), **forward}
+
+
+def _batch_inference(g: Geometry, dtype: np.dtype, rng: np.random.Generator) -> Arguments:
+    forward = _batch_forward(g, dtype, rng)
+    channels, kind = (g.shape[g.axes[0]],), accumulator(dtype)
+    return {
+        "mean": _normal(rng, channels, kind),
+        "var": np.abs(_normal(rng, channels, kind)) + kind.type(0.5),
+        **forward,
+    }
+
+
+def _batch_inference_backward(g: Geometry, dtype: np.dtype, rng: np.random.Generator) -> Arguments:
+    return {"dy": _normal(rng, g.shape, dtype), **_batch_inference(g, dtype, rng)}
+
+
+def _moments(g: Geometry, dtype: np.dtype, rng: np.random.Generator) -> Arguments:
+    return {"x": _normal(rng, g.shape, dtype, 2.0, 0.5), "channel_axis": g.axis}
+
+
+def _backward_sums(g: Geometry, dtype: np.dtype, rng: np.random.Generator) -> Arguments:
+    backward = _batch_backward(g, dtype, rng)
+    return {k: backward[k] for k in ("dy", "x", "mean", "rstd", "channel_axis")}
+
+
+def _backward_apply(g: Geometry, dtype: np.dtype, rng: np.random.Generator) -> Arguments:
+    sums = _backward_sums(g, dtype, rng)
+    sum_dy, sum_dy_xhat = reference.batch_norm_backward_sums(**sums)
+    count = g.size // max(g.shape[g.axes[0]], 1)
+    weight = _affine(rng, sum_dy.shape, dtype)["weight"]
+    return {**sums, "weight": weight, "sum_dy": sum_dy, "sum_dy_xhat": sum_dy_xhat, "count": count}
+
+
+# --- what torch calls the same thing ---------------------------------------------------------------------------------
+
+
+def tensor(torch: ModuleType, array: np.ndarray, channel_axis: int = 1) -> Any:
+    """`array` as a torch tensor that shares its memory, channels on torch's axis 1."""
+    if array.dtype == ml_dtypes.bfloat16:
+        shared = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    else:
+        shared = torch.from_numpy(array)
+    return shared if array.ndim < 2 else shared.movedim(channel_axis, 1)
+
+
+def _tensors(torch: ModuleType, arguments: Arguments, channel_axis: int = 1) -> dict[str, Any]:
+    return {k: tensor(torch, v, channel_axis) for k, v in arguments.items() if isinstance(v, np.ndarray)}
+
+
+def _torch_layer_forward(torch: ModuleType, a: Arguments) -> Callable[[], Any]:
+    t = _tensors(torch, a)
+    return lambda: torch.native_layer_norm(t["x"], t["weight"].shape, t["weight"], t["bias"], 1e-5)
+
+
+def _torch_layer_backward(torch: ModuleType, a: Arguments) -> Callable[[], Any]:
+    t = _tensors(torch, a)
+    mean, rstd = (t[k].unsqueeze(-1) for k in ("mean", "rstd"))
+    f, shape = torch.ops.aten.native_layer_norm_backward, t["weight"].shape
+    return lambda: f(t["dy"], t["x"], shape, mean, rstd, t["weight"], t["bias"], [True, True, True])
+
+
+def _torch_batch_forward(torch: ModuleType, a: Arguments) -> Callable[[], Any]:
+    t = _tensors(torch, a, a["channel_axis"])
+    return lambda: torch.native_batch_norm(t["x"], t["weight"], t["bias"], None, None, True, 0.1, 1e-5)
+
+
+def _torch_batch_backward(torch: ModuleType, a: Arguments) -> Callable[[], Any]:
+    t = _tensors(torch, a, a["channel_axis"])
+    f, mask = torch.ops.aten.native_batch_norm_backward, [True, True, True]
+    return lambda: f(t["dy"], t["x"], t["weight"], None, None, t["mean"], t["rstd"], True, 1e-5, mask)
+
+
+def _torch_batch_inference(torch: ModuleType, a: Arguments) -> Callable[[], Any]:
+    t = _tensors(torch, a, a["channel_axis"])
+    return lambda: torch.native_batch_norm(t["x"], t["weight"], t["bias"], t["mean"], t["var"], False, 0.1, 1e-5)
+
+
+def _torch_batch_inference_backward(torch: ModuleType, a: Arguments) -> Callable[[], Any]:
+    t = _tensors(torch, a, a["channel_axis"])
+    f, mask = torch.ops.aten.native_batch_norm_backward, [True, True, True]
+    return lambda: f(t["dy"], t["x"], t["weight"], t["mean"], t["var"], None, None, False, 1e-5, mask)
+
+
+# --- the rows --------------------------------------------------------------------------------------------------------
+
+GRADIENTS = ("dx", "dweight", "dbias")
+
+OPS = (
+    Op(
+        "layer_norm_forward", "layer_norm", "forward", ("y", "mean", "rstd"), _layer_forward, 2, 1, _torch_layer_forward
+    ),
+    Op("layer_norm_backward", "layer_norm", "backward", GRADIENTS, _layer_backward, 3, 2, _torch_layer_backward),
+    Op(
+        "batch_norm_forward", "batch_norm", "forward", ("y", "mean", "rstd"), _batch_forward, 2, 1, _torch_batch_forward
+    ),
+    Op(
+        "batch_norm_backward",
+        "batch_norm",
+        "backward",
+        (*GRADIENTS, "dresidual"),
+        _batch_backward,
+        3,
+        2,
+        _torch_batch_backward,
+    ),
+    Op("batch_norm_inference", "batch_norm", "inference", ("y",), _batch_inference, 2, 0, _torch_batch_inference),
+    Op(
+        "batch_norm_inference_backward",
+        "batch_norm",
+        "backward",
+        (*GRADIENTS, "dresidual"),
+        _batch_inference_backward,
+        3,
+        0,
+        _torch_batch_inference_backward,
+    ),
+    Op("batch_moments", "batch_norm", "moments", ("count", "mean", "var"), _moments, 1, 0),
+    Op("batch_norm_backward_sums", "batch_norm", "moments", ("sum_dy", "sum_dy_xhat"), _backward_sums, 2, 0),
+    Op("batch_norm_backward_apply", "batch_norm", "backward", ("dx",), _backward_apply, 3, 0),
+)
+
+SHAPES = {
+    "layer_norm": (
+        Geometry((1, 768), -1),
+        Geometry((32, 768), -1),
+        Geometry((512, 1024), -1),
+        Geometry((8192, 768), -1),
+        Geometry((65536, 128), -1),
+        Geometry((64, 65536), -1),
+    ),
+    "batch_norm": (
+        Geometry((8, 16), 1),
+        Geometry((4096, 256), 1),
+        Geometry((32, 64, 28, 28), 1),
+        Geometry((32, 28, 28, 64), -1),
+        Geometry((32, 256, 56, 56), 1),
+        Geometry((32, 56, 56, 256), -1),
+    ),
+}
+"""What each family is timed on, from calls that fit a cache to arrays that do not."""
+
+RAGGED = {
+    "layer_norm": (
+        Geometry((7,), 0),
+        Geometry((1, 1), -1),
+        Geometry((5, 1), -1),
+        Geometry((3, 7), -1),
+        Geometry((67, 1023), -1),
+        Geometry((2, 65537), -1),
+        Geometry((300, 33), 1),
+        Geometry((4, 6, 10), (1, 2)),
+        Geometry((4, 6, 10), 1),
+        Geometry((4, 6, 10), (0, 2)),
+        Geometry((2, 3, 4, 5, 6), (-2, -1)),
+        Geometry((2, 3, 4, 5, 6), 0),
+    ),
+    "batch_norm": (
+        Geometry((2, 1), 1),
+        Geometry((7, 3), 1),
+        Geometry((1023, 5), 1),
+        Geometry((65537, 2), 1),
+        Geometry((9, 1023), 1),
+        Geometry((5, 3, 7), 1),
+        Geometry((3, 2, 5, 7), 1),
+        Geometry((3, 5, 7, 33), -1),
+        Geometry((2, 3, 65, 67), 1),
+        Geometry((1, 1, 257, 259), 1),
+        Geometry((4, 3, 2, 3, 5), 2),
+        Geometry((6, 10), 0),
+    ),
+}
+"""Small awkward shapes for tests: one row, one column, odd widths, ranks 1 to 5, reductions that are not trailing."""
+
+
+def cells(ops: tuple[Op, ...] = OPS) -> Iterator[tuple[Op, Geometry]]:
+    """Every op on every benchmark shape of its family."""
+    return ((op, geometry) for op in ops for geometry in SHAPES[op.family])
