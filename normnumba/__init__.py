@@ -1,0 +1,35 @@
+"""Normalization layers for NumPy arrays, forward and backward, at the speed that memory allows."""
+
+from .config import show_config
+from .dispatch import backends
+from .ops import (
+    batch_moments,
+    batch_norm,
+    batch_norm_backward,
+    batch_norm_backward_apply,
+    batch_norm_backward_sums,
+    batch_norm_forward,
+    batch_norm_inference,
+    batch_norm_inference_backward,
+    layer_norm,
+    layer_norm_backward,
+    layer_norm_forward,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "backends",
+    "batch_moments",
+    "batch_norm",
+    "batch_norm_backward",
+    "batch_norm_backward_apply",
+    "batch_norm_backward_sums",
+    "batch_norm_forward",
+    "batch_norm_inference",
+    "batch_norm_inference_backward",
+    "layer_norm",
+    "layer_norm_backward",
+    "layer_norm_forward",
+    "show_config",
+]

@@ -1,0 +1,264 @@
+"""Columns: x (O, S, C), statistics over S, weight and bias (C). BatchNorm, channels last and 2-D.
+
+Rows are read as they lie in memory, and their elements added to one accumulator for each column. Narrow arrays are
+folded: several rows are taken as one long row, which fills vectors, and its columns are put together at the end. The
+last long row may be shorter than the others.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import prange, types
+
+from .. import BATCH, CONSTANT, GIVEN
+from .compiling import array_in, array_out, variants
+from .launching import run
+from .lowlevel import accumulate, elementwise, fence, flat, frozen, load, must_stage, store, stream
+from .spans import BLOCK, moments
+
+FOLD = 128
+"""Elements that a long row has at least."""
+
+GROUP = 64
+"""Long rows that are added up in the accumulator's type before they join a float64 total."""
+
+
+def columns_forward(x: Any, weight: Any, bias: Any, eps: float, training: bool, y: Any, stats: Any) -> None:
+    """Write y unless it is empty, from the float64 mean, var, rstd in `stats` (3, O, C), computed first in training."""
+    width = _width(x)
+    totals = np.empty((x.shape[0], _blocks(x, width), 2, width if training else 0))
+    run(_forward, x, (x, weight, bias, eps, np.empty((x.shape[0], 3, width), weight.dtype), totals, y, stats))
+
+
+def columns_backward(
+    dy: Any, x: Any, mean: Any, rstd: Any, weight: Any, terms: int, count: int, dx: Any, sums: Any
+) -> None:
+    """Write dx unless it is empty, and sum(dy) and sum(dy * xhat) into `sums` (2, O, C). See `channels_backward`."""
+    width = _width(x)
+    totals = np.empty((x.shape[0], _blocks(x, width), 3, width if terms != GIVEN else 0))
+    vectors = np.empty((x.shape[0], 5, width), weight.dtype)
+    run(_backward, x, (dy, x, mean, rstd, weight, terms, count, vectors, totals, dx, sums))
+
+
+def _width(x: np.ndarray) -> int:
+    """Elements of a long row."""
+    return x.shape[2] * max(1, min(FOLD // x.shape[2], x.shape[1]))
+
+
+def _blocks(x: np.ndarray, width: int) -> int:
+    """How many blocks of long rows have sums of their own: from the shape alone, hence the same bits on any threads."""
+    rows = -(-x.shape[1] * x.shape[2] // width)
+    return max(1, min(rows // 16, 64, (1 << 16) // width))
+
+
+@elementwise
+def _add_moments(x, start, count, pivot, partial):
+    """partial += (t, t^2) with t = x - pivot, for one row"""
+    first, second = partial[0], partial[1]
+    for j in range(count):
+        t = load(x, start + j) - load(pivot, j)
+        accumulate(first, j, t, 1)
+        accumulate(second, j, t * t, 2)
+
+
+@elementwise
+def _add_products(dy, x, start, count, mean, rstd, partial):
+    """partial += (dy, dy * t, t) with t = (x - mean) * rstd, for one row"""
+    sum_dy, sum_dyt, sum_t = partial[0], partial[1], partial[2]
+    for j in range(count):
+        g = load(dy, start + j)
+        t = (load(x, start + j) - load(mean, j)) * load(rstd, j)
+        accumulate(sum_dy, j, g, 1)
+        accumulate(sum_dyt, j, g * t, 2)
+        accumulate(sum_t, j, t, 3)
+
+
+@elementwise
+def _write_output(x, base, first, last, vectors, y, staged):
+    """y = (x - pivot) * scale + shift for the elements from first to last, which begin and end with a long row"""
+    pivot, scale, shift, width = vectors[0], vectors[1], vectors[2], vectors.shape[1]
+    buffer = np.empty(BLOCK if staged else 0, y.dtype)
+    target, fill, at, column = buffer if staged else y, 0, first, 0
+    while at < last:
+        n = min(width - column, last - at, BLOCK - fill)
+        start, to = base + at, fill if staged else base + at
+        for j in range(n):
+            t = load(x, start + j) - load(pivot, column + j)
+            store(target, to + j, t * load(scale, column + j) + load(shift, column + j))
+        at, fill, column = at + n, fill + n, (column + n) % width
+        if fill == BLOCK or at == last:
+            if staged:
+                stream(y, base + at - fill, buffer, fill)
+            fill = 0
+    fence()
+
+
+@elementwise
+def _write_gradient(dy, x, base, first, last, vectors, dx, staged):
+    """dx = dy * scale + t * slope + shift with t = (x - mean) * rstd, like `_write_output`"""
+    mean, rstd, scale, slope, shift = vectors[0], vectors[1], vectors[2], vectors[3], vectors[4]
+    buffer = np.empty(BLOCK if staged else 0, dx.dtype)
+    target, fill, at, column, width = buffer if staged else dx, 0, first, 0, vectors.shape[1]
+    while at < last:
+        n = min(width - column, last - at, BLOCK - fill)
+        start, to = base + at, fill if staged else base + at
+        for j in range(n):
+            t = (load(x, start + j) - load(mean, column + j)) * load(rstd, column + j)
+            g = load(dy, start + j) * load(scale, column + j)
+            store(target, to + j, g + t * load(slope, column + j) + load(shift, column + j))
+        at, fill, column = at + n, fill + n, (column + n) % width
+        if fill == BLOCK or at == last:
+            if staged:
+                stream(dx, base + at - fill, buffer, fill)
+            fill = 0
+    fence()
+
+
+@elementwise
+def _flush(partial, totals):
+    """totals += partial; partial = 0"""
+    for k in range(partial.shape[0]):
+        for j in range(partial.shape[1]):
+            totals[k, j] += partial[k, j]
+            partial[k, j] = 0
+
+
+@elementwise
+def _total(totals, k, channels, c):
+    """The sum over blocks and folds of quantity k of column c"""
+    total = 0.0
+    for b in range(totals.shape[0]):
+        for j in range(c, totals.shape[2], channels):
+            total += totals[b, k, j]
+    return total
+
+
+@elementwise
+def _set_pivots(x, base, long_rows, channels, pivot):
+    """pivot = the mean of each column over the first long rows, the same in every fold"""
+    head, width = min(long_rows, 16), pivot.size
+    partial = np.zeros((2, width), pivot.dtype)
+    for j in range(width):
+        pivot[j] = load(x, base + j)
+    for r in range(1, head):
+        _add_moments(x, base + r * width, width, pivot, partial)
+    for c in range(channels):
+        total = 0.0
+        for j in range(c, width, channels):
+            total += pivot[j] - pivot[c] + partial[0, j] / head
+        mean = pivot.dtype.type(pivot[c] + total / (width // channels))
+        for j in range(c, width, channels):
+            pivot[j] = mean
+
+
+@elementwise
+def _block_moments(x, base, size, first, last, pivot, totals):
+    """totals = (sum(t), sum(t^2)) over the long rows from first to last"""
+    width = pivot.size
+    partial = np.zeros((2, width), pivot.dtype)
+    totals[:] = 0
+    for r in range(first, last):
+        _add_moments(x, base + r * width, min(width, size - r * width), pivot, partial)
+        if (r + 1 - first) % GROUP == 0 or r + 1 == last:
+            _flush(partial, totals)
+
+
+@elementwise
+def _block_products(dy, x, base, size, first, last, vectors, totals):
+    """totals = (sum(dy), sum(dy * t), sum(t)) over the long rows from first to last"""
+    mean, rstd, width = vectors[0], vectors[1], vectors.shape[1]
+    partial = np.zeros((3, width), vectors.dtype)
+    totals[:] = 0
+    for r in range(first, last):
+        start = base + r * width
+        _add_products(dy, x, start, min(width, size - r * width), mean, rstd, partial)
+        if (r + 1 - first) % GROUP == 0 or r + 1 == last:
+            _flush(partial, totals)
+
+
+@elementwise
+def _column_moments(x, start, rows, channels, c, pivot, totals, eps):
+    """`moments` of a column, from its sums about the pivot, or from its elements where those are no good"""
+    shift = _total(totals, 0, channels, c) / rows
+    var = _total(totals, 1, channels, c) / rows - shift * shift
+    if shift * shift <= 4 * var:
+        return pivot, shift, var, 1 / math.sqrt(var + eps)
+    return moments(x, start, rows, channels, 1, eps, pivot - pivot)
+
+
+@variants(
+    lambda T, A: types.void(
+        *(array_in(T, 3), array_in(A, 1), array_in(A, 1), types.float64),
+        *(array_out(A, 3), array_out(types.float64, 4), array_out(T, 3), array_out(types.float64, 3)),
+    )
+)
+def _forward(x, weight, bias, eps, vectors, totals, y, stats):
+    outer, rows, channels = x.shape
+    xs, ys, number = flat(x), flat(y), weight.dtype.type
+    size, width, blocks, training = rows * channels, vectors.shape[2], totals.shape[1], totals.size > 0
+    long_rows = (size + width - 1) // width
+    for o in range(outer if training else 0):
+        _set_pivots(xs, o * size, size // width, channels, vectors[o, 0])
+    for task in prange(outer * blocks if training else 0):
+        o, b = task // blocks, task % blocks
+        first, last = b * long_rows // blocks, (b + 1) * long_rows // blocks
+        _block_moments(xs, o * size, size, first, last, frozen(vectors[o, 0]), totals[o, b])
+    for task in prange(outer * channels):
+        o, c = task // channels, task % channels
+        if training:
+            start, given = o * size + c, vectors[o, 0, c]
+            pivot, shift, var, r = _column_moments(xs, start, rows, channels, c, given, totals[o], eps)
+            stats[0, o, c], stats[1, o, c], stats[2, o, c] = pivot + shift, var, r
+        else:
+            pivot = number(stats[0, o, c])
+            shift = stats[0, o, c] - pivot
+        scale = stats[2, o, c] * weight[c]
+        for j in range(c, width, channels):
+            vectors[o, 0, j], vectors[o, 1, j], vectors[o, 2, j] = pivot, scale, bias[c] - shift * scale
+    staged = must_stage(y, size, x, x)
+    for task in prange(outer * blocks if y.size else 0):
+        o, b = task // blocks, task % blocks
+        first, last = b * long_rows // blocks * width, (b + 1) * long_rows // blocks * width
+        _write_output(xs, o * size, first, min(last, size), frozen(vectors[o]), ys, staged)
+
+
+@variants(
+    lambda T, A: types.void(
+        *(array_in(T, 3), array_in(T, 3), array_in(types.float64, 2), array_in(types.float64, 2), array_in(A, 1)),
+        *(types.intp, types.intp, array_out(A, 3), array_out(types.float64, 4), array_out(T, 3)),
+        array_out(types.float64, 3),
+    )
+)
+def _backward(dy, x, mean, rstd, weight, terms, count, vectors, totals, dx, sums):
+    outer, rows, channels = x.shape
+    dys, xs, dxs = flat(dy), flat(x), flat(dx)
+    size, width, blocks = rows * channels, vectors.shape[2], totals.shape[1]
+    long_rows = (size + width - 1) // width
+    for o in range(outer):
+        for j in range(width):
+            vectors[o, 0, j], vectors[o, 1, j] = mean[o, j % channels], rstd[o, j % channels]
+    for task in prange(outer * blocks if terms != GIVEN else 0):
+        o, b = task // blocks, task % blocks
+        first, last = b * long_rows // blocks, (b + 1) * long_rows // blocks
+        _block_products(dys, xs, o * size, size, first, last, frozen(vectors[o]), totals[o, b])
+    for task in prange(outer * channels):
+        o, c = task // channels, task % channels
+        centre = (mean[o, c] - vectors[o, 0, c]) * rstd[o, c]
+        if terms != GIVEN:
+            sums[0, o, c] = _total(totals[o], 0, channels, c)
+            if terms == BATCH:
+                centre = _total(totals[o], 2, channels, c) / rows  # what rounding the mean left in xhat
+            sums[1, o, c] = _total(totals[o], 1, channels, c) - centre * sums[0, o, c]
+        scale = rstd[o, c] * weight[c]
+        slope = -scale * sums[1, o, c] / count if terms != CONSTANT else 0.0
+        shift = -scale * sums[0, o, c] / count - slope * centre if terms != CONSTANT else 0.0
+        for j in range(c, width, channels):
+            vectors[o, 2, j], vectors[o, 3, j], vectors[o, 4, j] = scale, slope, shift
+    staged = must_stage(dx, size, dy, x)
+    for task in prange(outer * blocks if dx.size else 0):
+        o, b = task // blocks, task % blocks
+        first, last = b * long_rows // blocks * width, (b + 1) * long_rows // blocks * width
+        _write_gradient(dys, xs, o * size, first, min(last, size), frozen(vectors[o]), dxs, staged)

@@ -1,0 +1,133 @@
+"""From one kernel source to its compiled variants, and the disk cache that keeps them.
+
+numba's own cache is told apart by the kernel's file alone: a helper edited in another file would go on running as stale
+machine code, and `parallel=` is not part of its key. Here a variant's folder is named after the text of all kernel
+sources and everything else that decides the machine code, and its file after the variant, one file for one variant. So
+nothing stale can be found, and processes that compile at the same time write the same bytes to the same names.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FunctionType
+from typing import Any, ClassVar
+
+import llvmlite
+import numba
+import numpy as np
+from numba import types
+from numba.core import caching, config
+from numba.core.registry import cpu_target
+
+from .lowlevel import OPTIONS, accumulator
+
+_SOURCES = Path(__file__).parent
+_KEEP_DAYS = 7
+
+compiled: list[str] = []
+"""Names of the variants made so far in this process, in order."""
+
+
+def array_in(dtype: Any, ndim: int) -> types.Array:
+    """The type of an input: read-only, which takes writable arrays as well and saves a second compilation."""
+    return types.Array(dtype, ndim, "C", readonly=True)
+
+
+def array_out(dtype: Any, ndim: int) -> types.Array:
+    """The type of an output."""
+    return types.Array(dtype, ndim, "C")
+
+
+def variants(signature: Callable[[Any, Any], Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Turn a kernel's source into a cached factory of its compiled variants.
+
+    `signature(T, A)` gives the numba signature for data of type T computed in type A. Call the result with the dtype of
+    the data and whether `prange` shall use threads.
+    """
+
+    def decorate(source: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.cache
+        def variant(dtype: np.dtype, parallel: bool) -> Any:
+            name = f"{source.__name__}-{dtype.name}-{'parallel' if parallel else 'serial'}"
+            kernel = FunctionType(source.__code__, source.__globals__, name)
+            kernel.__qualname__ = name
+            compiled.append(f"{source.__module__}.{name}")
+            dispatcher = numba.njit(parallel=parallel, **OPTIONS)(kernel)
+            dispatcher._cache = _Cache(kernel)
+            data = numba.from_dtype(dtype)
+            dispatcher.compile(signature(data, accumulator(data)))
+            dispatcher.disable_compile()
+            return dispatcher
+
+        return variant
+
+    return decorate
+
+
+@functools.cache
+def cache_folder() -> Path:
+    """Where compiled kernels are kept: under NUMBA_CACHE_DIR, beside the sources, or in the user's cache folder."""
+    name = f"normnumba-{_fingerprint()}"
+    if config.CACHE_DIR:
+        return Path(config.CACHE_DIR) / name
+    beside = _SOURCES / "__pycache__"
+    if os.access(_SOURCES if not beside.exists() else beside, os.W_OK):
+        _forget_old(beside)
+        return beside / name
+    return Path(caching.AppDirs(appname="numba", appauthor=False).user_cache_dir) / name
+
+
+def _fingerprint() -> str:
+    """A hash of everything that decides the machine code of a variant."""
+    codegen = cpu_target.target_context.codegen()
+    text = hashlib.sha256(repr((sys.version_info[:2], platform.machine(), codegen.magic_tuple())).encode())
+    text.update(f"{numba.__version__} {llvmlite.__version__} {np.__version__}".encode())
+    for source in sorted(_SOURCES.glob("*.py")):
+        text.update(source.read_bytes())
+    return text.hexdigest()[:16]
+
+
+def _forget_old(parent: Path) -> None:
+    """Remove the folders of earlier sources that nobody compiled into for a week."""
+    for folder in parent.glob("normnumba-*"):
+        if folder.name != f"normnumba-{_fingerprint()}" and folder.stat().st_mtime < time.time() - _KEEP_DAYS * 86400:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Locator(caching._CacheLocator):
+    def get_cache_path(self) -> str:
+        return str(cache_folder())
+
+    def get_source_stamp(self) -> str:
+        return cache_folder().name
+
+    def get_disambiguator(self) -> str:
+        return "kernel"
+
+    @classmethod
+    def from_function(cls, py_func: Any, py_file: str) -> _Locator:
+        return cls()
+
+
+class _CacheImpl(caching.CompileResultCacheImpl):
+    _locator_classes: ClassVar = [_Locator]
+
+
+class _Cache(caching.FunctionCache):
+    """numba's function cache in our folder; a folder that cannot be written means compiling again, not failing."""
+
+    _impl_class = _CacheImpl
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)
+        except OSError:
+            self.disable()

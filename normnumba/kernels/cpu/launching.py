@@ -1,0 +1,87 @@
+"""Serial or parallel: which twin of a kernel runs, and on which of numba's threading layers.
+
+Both twins give the same bits, so the choice is about speed and safety alone. GNU OpenMP kills a forked child that
+launches threads, and workqueue aborts the process when two Python threads launch at once; TBB survives both, so it is
+preferred, and the serial twin serves where a launch would not be safe.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.metadata
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+
+PARALLEL_FROM = 1 << 16
+"""Elements from which the parallel twin is faster: a launch costs 4 to 7 us, a core moves some 5 elements a ns."""
+
+_launching = threading.Lock()
+_forked_from: str | None = None
+
+
+def run(variant: Callable[..., Any], x: np.ndarray, args: tuple[Any, ...]) -> None:
+    """Call the variant that suits the dtype and size of x."""
+    if x.size < PARALLEL_FROM or not _claim():
+        variant(x.dtype, False)(*args)
+        return
+    try:
+        variant(x.dtype, True)(*args)
+    finally:
+        _release()
+
+
+@functools.cache
+def layer() -> str:
+    """Start numba's threads, at the first parallel launch and never at import, and name the threading layer."""
+    _preload_tbb()
+    numba.get_num_threads()
+    return numba.threading_layer()
+
+
+def _preload_tbb() -> None:
+    """Load the TBB that pip put into this environment's lib folder, which numba looks for on the loader's path only."""
+    if numba.config.THREADING_LAYER in ("omp", "workqueue"):
+        return
+    try:
+        files = importlib.metadata.files("tbb") or []
+    except importlib.metadata.PackageNotFoundError:
+        return
+    for file in files:
+        if file.name in ("libtbb.so.12", "tbb12.dll", "libtbb.12.dylib"):
+            try:
+                ctypes.CDLL(str(file.locate()), mode=ctypes.RTLD_GLOBAL)
+            except OSError:
+                return
+
+
+def _claim() -> bool:
+    """Whether threads may be launched now. A True is followed by `_release`."""
+    if _forked_from not in (None, "tbb"):
+        return False
+    if layer() == "workqueue" and not _launching.acquire(blocking=False):
+        return False
+    return numba.get_num_threads() > 1 or _release()
+
+
+def _release() -> bool:
+    """Let the next launch through; always False, for `_claim`'s sake."""
+    if layer() == "workqueue":
+        _launching.release()
+    return False
+
+
+def _after_fork_in_child() -> None:
+    global _forked_from, _launching
+    _launching = threading.Lock()
+    if layer.cache_info().currsize:
+        _forked_from = layer()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,210 @@
+"""What NumPy code cannot say to the compiler: which memory is only read, element conversions, streaming stores.
+
+Kernels call these and stay free of LLVM.
+
+LLVM vectorizes a loop only where it can show that stores do not hit later loads, by checks at run time if there are at
+most eight of them; a loop with three outputs needs more and stays scalar. So `load` and `store` say it in alias
+metadata: what `load` reads from a read-only array is never what `store` or `accumulate` write. Kernels keep that
+promise by taking every input as a read-only array, and by passing results through a buffer where an output is one of
+the inputs.
+"""
+
+from __future__ import annotations
+
+import numba
+from llvmlite import ir
+from numba import types
+from numba.core.imputils import impl_ret_borrowed
+from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
+
+LINE = 64
+"""Bytes in a cache line, and in one streaming store."""
+
+OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"nsz", "contract"}}
+"""How kernels are compiled: without `reassoc`, which may turn (x - pivot) - shift into x - (pivot + shift)."""
+
+_INNER = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+
+elementwise = numba.njit(**_INNER)
+"""Decorates functions that only kernels call."""
+
+reduction = numba.njit(**{**_INNER, "fastmath": {"nsz", "contract", "reassoc"}})
+"""The same for loops that only sum: `reassoc` lets LLVM keep several partial sums. NaN and Inf stay honest."""
+
+STREAM_FROM = 8 << 20
+"""Bytes of output from which it bypasses the caches: smaller ones are better left there for whoever reads them next."""
+
+STREAM_RUN = 512
+"""Contiguous elements below which streaming stores lose, because most of their lines would be written in part."""
+
+_SCOPES = 4
+
+
+def accumulator(element):
+    """The numba type that elements of type `element` are computed in."""
+    return types.float64 if element == types.float64 else types.float32
+
+
+def _scopes(module, which):
+    """Metadata naming these of the outputs of a loop."""
+    domain = module.add_metadata(["normnumba"])
+    return module.add_metadata([module.add_metadata([f"output {k}", domain]) for k in which])
+
+
+def _pointer(context, builder, array_type, array, index):
+    return builder.gep(context.make_array(array_type)(context, builder, array).data, [index], inbounds=True)
+
+
+def _widen(context, builder, element, value):
+    """An element in the accumulator's type."""
+    return value
+
+
+def _narrow(context, builder, element, value):
+    """A value of the accumulator's type, rounded to `element`."""
+    return value
+
+
+@intrinsic
+def load(typingctx, array, index):
+    """array[index] in the accumulator's type. From a read-only array it may be moved across any `store`."""
+    signature = accumulator(array.dtype)(array, types.intp)
+
+    def codegen(context, builder, sig, args):
+        value = builder.load(_pointer(context, builder, sig.args[0], args[0], args[1]))
+        value.align = context.get_abi_sizeof(value.type)
+        if not sig.args[0].mutable:
+            value.set_metadata("noalias", _scopes(builder.module, range(_SCOPES)))
+        return _widen(context, builder, sig.args[0].dtype, value)
+
+    return signature, codegen
+
+
+def _store(context, builder, array_type, array, index, value, scope, add):
+    pointer = _pointer(context, builder, array_type, array, index)
+    others = [k for k in range(_SCOPES) if k != scope]
+    marks = {"alias.scope": _scopes(builder.module, [scope]), "noalias": _scopes(builder.module, others)}
+    accesses = []
+    if add:
+        old = builder.load(pointer)
+        accesses.append(old)
+        value = builder.fadd(old, value, flags=("nsz", "contract"))
+    accesses.append(builder.store(_narrow(context, builder, array_type.dtype, value), pointer))
+    for access in accesses:
+        access.align = context.get_abi_sizeof(pointer.type.pointee)
+        for name, nodes in marks.items():
+            access.set_metadata(name, nodes)
+
+
+@intrinsic
+def store(typingctx, array, index, value):
+    """array[index] = value, rounded to the array's type."""
+    signature = types.void(array, types.intp, accumulator(array.dtype))
+
+    def codegen(context, builder, sig, args):
+        _store(context, builder, sig.args[0], *args, scope=0, add=False)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic(prefer_literal=True)
+def accumulate(typingctx, array, index, value, scope):
+    """array[index] += value, where `scope` 1, 2 or 3 tells apart the arrays that one loop accumulates into."""
+    signature = types.void(array, types.intp, array.dtype, scope)
+
+    def codegen(context, builder, sig, args):
+        _store(context, builder, sig.args[0], *args[:3], scope=sig.args[3].literal_value, add=True)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+def _retyped(context, builder, source_type, source, target_type):
+    """A contiguous array under another type: one-dimensional, or read-only."""
+    old = context.make_array(source_type)(context, builder, source)
+    new = context.make_array(target_type)(context, builder)
+    fields = {"shape": [old.nitems], "strides": [old.itemsize]} if target_type.ndim == 1 else {}
+    populate_array(
+        new,
+        **{"data": old.data, "shape": old.shape, "strides": old.strides, **fields},
+        itemsize=old.itemsize,
+        meminfo=old.meminfo,
+        parent=old.parent,
+    )
+    return impl_ret_borrowed(context, builder, target_type, new._getvalue())
+
+
+@intrinsic
+def flat(typingctx, array):
+    """A contiguous array as a one-dimensional one."""
+
+    def codegen(context, builder, sig, args):
+        return _retyped(context, builder, sig.args[0], args[0], sig.return_type)
+
+    return array.copy(ndim=1)(array), codegen
+
+
+@intrinsic
+def frozen(typingctx, array):
+    """The array as a read-only one: what a kernel has computed and its loops from now on only `load`."""
+
+    def codegen(context, builder, sig, args):
+        return _retyped(context, builder, sig.args[0], args[0], sig.return_type)
+
+    return array.copy(readonly=True)(array), codegen
+
+
+@intrinsic
+def _stream_line(typingctx, dst, at, src, start):
+    """Store 64 bytes of src[start:] at dst[at:], which begins a cache line, past the caches."""
+    signature = types.void(dst, types.intp, src, types.intp)
+
+    def codegen(context, builder, sig, args):
+        element = context.get_data_type(sig.args[0].dtype)
+        size = context.get_abi_sizeof(element)
+        vector = ir.VectorType(element, LINE // size).as_pointer()
+        source = builder.bitcast(_pointer(context, builder, sig.args[2], args[2], args[3]), vector)
+        target = builder.bitcast(_pointer(context, builder, sig.args[0], args[0], args[1]), vector)
+        store = builder.store(builder.load(source, align=size), target, align=LINE)
+        store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def fence(typingctx):
+    """Make this thread's streaming stores visible before anything that follows."""
+
+    def codegen(context, builder, sig, args):
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@elementwise
+def stream(dst, start, src, count):
+    """dst[start : start + count] = src[:count] with streaming stores; call `fence` when a thread has done its share.
+
+    An ordinary store first reads the line it overwrites, so that a copy moves three bytes for two. LLVM's vectorizer
+    refuses non-temporal stores in a computing loop, hence the detour of results through a small buffer in L1.
+    """
+    lanes = LINE // dst.itemsize
+    head = min(count, (-(dst.ctypes.data // dst.itemsize + start)) % lanes)
+    for i in range(head):
+        dst[start + i] = src[i]
+    body = head + (count - head) // lanes * lanes
+    for i in range(head, body, lanes):
+        _stream_line(dst, start + i, src, i)
+    for i in range(body, count):
+        dst[start + i] = src[i]
+
+
+@elementwise
+def must_stage(out, contiguous, first, second):
+    """Whether results go through a buffer: to be streamed, or because `out` is also one of the inputs."""
+    same = out.ctypes.data == first.ctypes.data or out.ctypes.data == second.ctypes.data
+    return same or (out.size * out.itemsize >= STREAM_FROM and contiguous >= STREAM_RUN)

@@ -1,0 +1,96 @@
+"""Rows: x (R, C), statistics over C, weight and bias (C). LayerNorm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import prange, types
+
+from .compiling import array_in, array_out, variants
+from .launching import run
+from .lowlevel import fence, flat, must_stage, stream
+from .spans import BLOCK, add_parameter_gradients, moments, normalize, row_gradient, row_sums
+
+
+def rows_forward(x: Any, weight: Any, bias: Any, eps: float, y: Any, mean: Any, rstd: Any) -> None:
+    """Write y, mean and rstd (R) of every row."""
+    run(_forward, x, (x, weight, bias, eps, y, mean, rstd))
+
+
+def rows_backward(dy: Any, x: Any, mean: Any, rstd: Any, weight: Any, dx: Any, sums: Any) -> None:
+    """Write dx unless it is empty, and unless `sums` (2, C) is empty dbias and dweight into it."""
+    partial = np.empty((2, _blocks(*x.shape), sums.shape[1]), sums.dtype)
+    run(_backward, x, (dy, x, mean, rstd, weight, dx, partial))
+    if sums.size:
+        np.sum(partial, axis=1, out=sums)
+
+
+def _blocks(rows: int, cols: int) -> int:
+    """How many blocks of rows have parameter gradients of their own.
+
+    It depends on the shape alone, so that their sums have the same bits on any number of threads, and keeps the partial
+    sums at 1 MiB of float32.
+    """
+    return max(1, min(rows // 16, 64, (1 << 17) // max(cols, 1)))
+
+
+@variants(
+    lambda T, A: types.void(
+        *(array_in(T, 2), array_in(A, 1), array_in(A, 1), types.float64),
+        *(array_out(T, 2), array_out(A, 1), array_out(A, 1)),
+    )
+)
+def _forward(x, weight, bias, eps, y, mean, rstd):
+    rows, cols = x.shape
+    xs, ys, number = flat(x), flat(y), mean.dtype.type
+    staged = must_stage(y, cols, x, x)
+    tasks = min(rows, 256)
+    for task in prange(tasks):
+        buffer = np.empty(BLOCK if staged else 0, y.dtype)
+        for row in range(task * rows // tasks, (task + 1) * rows // tasks):
+            start = row * cols
+            pivot, shift, _, r = moments(xs, start, 1, 0, cols, eps, number(0))
+            mean[row] = pivot + shift
+            rstd[row] = r
+            for c in range(0, cols, BLOCK):
+                n = min(BLOCK, cols - c)
+                target, at = (buffer, 0) if staged else (ys, start + c)
+                normalize(xs, start + c, n, pivot, number(r), number(-shift * r), weight, bias, c, target, at)
+                if staged:
+                    stream(ys, start + c, buffer, n)
+        fence()
+
+
+@variants(
+    lambda T, A: types.void(
+        *(array_in(T, 2), array_in(T, 2), array_in(A, 1), array_in(A, 1), array_in(A, 1)),
+        *(array_out(T, 2), array_out(A, 3)),
+    )
+)
+def _backward(dy, x, mean, rstd, weight, dx, partial):
+    rows, cols = x.shape
+    dys, xs, dxs, sums, number = flat(dy), flat(x), flat(dx), flat(partial), mean.dtype.type
+    blocks = partial.shape[1]
+    staged = must_stage(dx, cols, dy, x)
+    for block in prange(blocks):
+        buffer = np.empty(BLOCK if staged else 0, dx.dtype)
+        dbias, dweight = sums[block * cols :], sums[(blocks + block) * cols :]
+        for c in range(cols if partial.size else 0):
+            dbias[c] = dweight[c] = 0
+        for row in range(block * rows // blocks, (block + 1) * rows // blocks):
+            start, m, r = row * cols, mean[row], rstd[row]
+            sum_g, sum_gt, sum_t = row_sums(dys, xs, start, cols, m, r, weight, number(0))
+            centre = sum_t / cols  # what rounding the mean left in xhat
+            slope = -r * (sum_gt - centre * sum_g) / cols
+            shift = number(-r * sum_g / cols - slope * centre)
+            for c in range(0, cols, BLOCK):
+                n = min(BLOCK, cols - c)
+                if partial.size:
+                    add_parameter_gradients(dys, xs, start + c, n, m, r, number(centre), dweight, dbias, c)
+                if dx.size:
+                    target, at = (buffer, 0) if staged else (dxs, start + c)
+                    row_gradient(dys, xs, start + c, n, m, r, number(slope), shift, weight, c, target, at)
+                    if staged:
+                        stream(dxs, start + c, buffer, n)
+        fence()

@@ -1,0 +1,177 @@
+"""The formulas, once: loops over spans of elements, from which the kernels of rows and channels are put together.
+
+A span is x[start + o * stride + i] for o < outer, i < inner. A row is one (outer = 1); a channel of NCHW data is one,
+with `inner` contiguous elements in each of its `outer` samples. Kernels work on many spans at the same time.
+
+`zero` carries the type that a span is computed in. Sums run in that type over BLOCK elements and in float64 beyond.
+"""
+
+from __future__ import annotations
+
+import math
+
+from .lowlevel import accumulate, elementwise, load, reduction, store
+
+BLOCK = 4096
+"""Elements that one loop takes: 16 KiB of float32, half of an L1 cache, and few enough roundings to ignore."""
+
+
+@reduction
+def _sum_about(x, start, count, pivot, zero):
+    """sum(x - pivot)"""
+    total = zero
+    for i in range(start, start + count):
+        total += load(x, i) - pivot
+    return total
+
+
+@reduction
+def _sums_about(x, start, count, scale, pivot, zero):
+    """sum(t), sum(t^2) with t = x * scale - pivot"""
+    first, second = zero, zero
+    for i in range(start, start + count):
+        t = load(x, i) * scale - pivot
+        first += t
+        second += t * t
+    return first, second
+
+
+@elementwise
+def _moments_about(x, start, outer, stride, inner, scale, pivot, zero):
+    """mean(t), var(t) with t = x * scale - pivot"""
+    first, second = 0.0, 0.0
+    for o in range(outer):
+        for i in range(0, inner, BLOCK):
+            a, b = _sums_about(x, start + o * stride + i, min(BLOCK, inner - i), scale, pivot, zero)
+            first += a
+            second += b
+    shift = first / (outer * inner)
+    return shift, second / (outer * inner) - shift * shift
+
+
+@elementwise
+def _peak(x, start, outer, stride, inner):
+    """max(|x|), sum(x) and whether all of the span is finite"""
+    peak, total, finite = 0.0, 0.0, True
+    for o in range(outer):
+        for i in range(start + o * stride, start + o * stride + inner):
+            value = float(load(x, i))
+            finite = finite and math.isfinite(value)
+            peak = max(peak, abs(value))
+            total += value
+    return peak, total, finite
+
+
+@elementwise
+def moments(x, start, outer, stride, inner, eps, zero):
+    """pivot, shift, var, rstd: the mean is pivot + shift, var is biased, rstd = 1 / sqrt(var + eps).
+
+    All but the pivot are float64. The pivot is near the mean, so that (x - pivot) - shift keeps the digits that a rounded mean would lose.
+    """
+    number = type(zero)
+    pivot, scale, total = load(x, start), 1.0, outer * inner
+    head = min(inner, BLOCK)
+    pivot += _sum_about(x, start, head, pivot, zero) / number(head)
+    while True:
+        shift, var = _moments_about(x, start, outer, stride, inner, number(scale), pivot, zero)
+        if not math.isfinite(var) and scale == 1.0:  # the squares overflowed, or an Inf or NaN is among them
+            peak, plain, finite = _peak(x, start, outer, stride, inner)
+            if not finite:
+                return number(plain / total), 0.0, math.nan, math.nan
+            scale = math.ldexp(1.0, 32 - math.frexp(peak)[1])
+            pivot = number(load(x, start) * scale)
+        elif shift * shift > 4 * var:  # the head was no sample of the rest: about the mean itself nothing cancels
+            pivot += number(shift)
+        else:
+            break
+    return number(pivot / scale), shift / scale, var / scale / scale, scale / math.sqrt(var + eps * scale * scale)
+
+
+@elementwise
+def normalize(x, start, count, pivot, rstd, shift, weight, bias, column, y, at):
+    """y = ((x - pivot) * rstd + shift) * weight + bias, weight and bias from `column` on"""
+    for i in range(count):
+        xhat = (load(x, start + i) - pivot) * rstd + shift
+        store(y, at + i, xhat * load(weight, column + i) + load(bias, column + i))
+
+
+@elementwise
+def scale_shift(x, start, count, pivot, scale, shift, y, at):
+    """y = (x - pivot) * scale + shift"""
+    for i in range(count):
+        store(y, at + i, (load(x, start + i) - pivot) * scale + shift)
+
+
+@reduction
+def _weighted_sums(dy, x, start, count, mean, rstd, weight, column, zero):
+    """sum(g), sum(g * t), sum(t) with g = dy * weight, t = (x - mean) * rstd"""
+    sum_g, sum_gt, sum_t = zero, zero, zero
+    for i in range(count):
+        g = load(dy, start + i) * load(weight, column + i)
+        t = (load(x, start + i) - mean) * rstd
+        sum_g += g
+        sum_gt += g * t
+        sum_t += t
+    return sum_g, sum_gt, sum_t
+
+
+@elementwise
+def row_sums(dy, x, start, count, mean, rstd, weight, zero):
+    """`_weighted_sums` of a row of any length, in float64"""
+    sum_g, sum_gt, sum_t = 0.0, 0.0, 0.0
+    for i in range(0, count, BLOCK):
+        a, b, c = _weighted_sums(dy, x, start + i, min(BLOCK, count - i), mean, rstd, weight, i, zero)
+        sum_g += a
+        sum_gt += b
+        sum_t += c
+    return sum_g, sum_gt, sum_t
+
+
+@elementwise
+def row_gradient(dy, x, start, count, mean, rstd, slope, shift, weight, column, dx, at):
+    """dx = dy * weight * rstd + t * slope + shift with t = (x - mean) * rstd"""
+    for i in range(count):
+        t = (load(x, start + i) - mean) * rstd
+        store(dx, at + i, load(dy, start + i) * load(weight, column + i) * rstd + t * slope + shift)
+
+
+@elementwise
+def add_parameter_gradients(dy, x, start, count, mean, rstd, shift, dweight, dbias, at):
+    """dweight += dy * (t - shift), dbias += dy with t = (x - mean) * rstd"""
+    for i in range(count):
+        g = load(dy, start + i)
+        accumulate(dweight, at + i, g * ((load(x, start + i) - mean) * rstd - shift), 1)
+        accumulate(dbias, at + i, g, 2)
+
+
+@reduction
+def _plain_sums(dy, x, start, count, mean, rstd, zero):
+    """sum(dy), sum(dy * t), sum(t) with t = (x - mean) * rstd"""
+    sum_dy, sum_dyt, sum_t = zero, zero, zero
+    for i in range(start, start + count):
+        t = (load(x, i) - mean) * rstd
+        sum_dy += load(dy, i)
+        sum_dyt += load(dy, i) * t
+        sum_t += t
+    return sum_dy, sum_dyt, sum_t
+
+
+@elementwise
+def channel_sums(dy, x, start, outer, stride, inner, mean, rstd, zero):
+    """`_plain_sums` of a whole span, in float64"""
+    sum_dy, sum_dyt, sum_t = 0.0, 0.0, 0.0
+    for o in range(outer):
+        for i in range(0, inner, BLOCK):
+            a, b, c = _plain_sums(dy, x, start + o * stride + i, min(BLOCK, inner - i), mean, rstd, zero)
+            sum_dy += a
+            sum_dyt += b
+            sum_t += c
+    return sum_dy, sum_dyt, sum_t
+
+
+@elementwise
+def channel_gradient(dy, x, start, count, mean, rstd, scale, slope, shift, dx, at):
+    """dx = dy * scale + t * slope + shift with t = (x - mean) * rstd"""
+    for i in range(count):
+        t = (load(x, start + i) - mean) * rstd
+        store(dx, at + i, load(dy, start + i) * scale + t * slope + shift)
