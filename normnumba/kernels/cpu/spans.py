@@ -66,7 +66,8 @@ def _peak(x, start, outer, stride, inner):
 def moments(x, start, outer, stride, inner, eps, zero):
     """pivot, shift, var, rstd: the mean is pivot + shift, var is biased, rstd = 1 / sqrt(var + eps).
 
-    All but the pivot are float64. The pivot is near the mean, so that (x - pivot) - shift keeps the digits that a rounded mean would lose.
+    All but the pivot are float64. The pivot is near the mean, so that (x - pivot) - shift keeps the digits that a
+    rounded mean would lose.
     """
     number = type(zero)
     pivot, scale, total = load(x, start), 1.0, outer * inner
