@@ -77,7 +77,7 @@ def layer_norm_forward(
     y = _output(out, x, (x,), (weight, bias))
     mean, rstd = np.empty(view.geometry[0], view.number), np.empty(view.geometry[0], view.number)
     if x.size:
-        target = view.target(y)
+        target = view.result(y)
         kernels.rows_forward(view.enter(x), scale, offset, eps, target, mean, rstd)
         view.leave(target, y)
     else:
@@ -148,7 +148,7 @@ def layer_norm_backward(
     dx = _output(out, x, (x, dy), (mean, rstd, weight, bias)) if want_dx else None
     sums = np.zeros((2, view.geometry[1] if want_dweight or want_dbias else 0), view.number)
     if x.size:
-        target = _EMPTY[x.dtype, 2] if dx is None else view.target(dx)
+        target = _EMPTY[x.dtype, 2] if dx is None else view.result(dx)
         kernels.rows_backward(view.enter(dy), view.enter(x), means, rstds, scale, target, sums)
         if dx is not None:
             view.leave(target, dx)
@@ -588,7 +588,7 @@ def _normalize_channels(
     if given is not None or not x.size:
         stats[2] = _rsqrt(stats[1] + eps)
     if x.size:
-        target = _EMPTY[x.dtype, 3] if y is None else view.target(y)
+        target = _EMPTY[x.dtype, 3] if y is None else view.result(y)
         kernel = kernels.columns_forward if view.columns else kernels.channels_forward
         kernel(view.enter(x), weight, bias, eps, given is None, target, stats.reshape(3, *view.vector_shape))
         if y is not None:
@@ -612,7 +612,7 @@ def _differentiate_channels(
     """Fill dx unless it is None, and the float64 (2, C) sums of dy and of dy * xhat unless those are given."""
     if not x.size:
         return
-    target = _EMPTY[x.dtype, 3] if dx is None else view.target(dx)
+    target = _EMPTY[x.dtype, 3] if dx is None else view.result(dx)
     kernel = kernels.columns_backward if view.columns else kernels.channels_backward
     shape = view.vector_shape
     means, rstds = mean.reshape(shape), rstd.reshape(shape)

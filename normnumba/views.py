@@ -35,6 +35,8 @@ class View:
     number: np.dtype[Any]
     ordered: bool
     """Whether `order` is that of the axes."""
+    packed: bool
+    """Whether arrays in C order need neither a transpose nor a reshape."""
 
     def enter(self, array: Array) -> Array:
         """`array` in the kernels' geometry; copied unless it lies in memory in that order."""
@@ -45,19 +47,20 @@ class View:
         flags = array.flags
         if not (flags.c_contiguous and flags.aligned):
             array = array.copy(order="C")
-        return array if array.shape == self.geometry else array.reshape(self.geometry)
+        return array if self.packed else array.reshape(self.geometry)
+
+    def result(self, out: Array) -> Array:
+        """Where a kernel writes so that `leave` can put it into `out`: that array itself if its layout allows."""
+        array = out if self.ordered else out.transpose(self.order)
+        flags = array.flags
+        if flags.c_contiguous and flags.aligned and type(array) is np.ndarray:
+            return array if self.packed else array.reshape(self.geometry)
+        return np.empty(self.geometry, out.dtype)
 
     def leave(self, result: Array, out: Array) -> None:
         """Copy a kernel's result to `out` unless the kernel wrote there itself."""
-        if not np.may_share_memory(result, out):
+        if result is not out and not np.may_share_memory(result, out):
             np.copyto(out.transpose(self.order), result.reshape([self.shape[a] for a in self.order]))
-
-    def target(self, out: Array) -> Array:
-        """Where a kernel writes so that `leave` can put it into `out`: that array itself if its layout allows."""
-        array = out if self.ordered else out.transpose(self.order)
-        if array.flags.c_contiguous and array.flags.aligned and type(array) is np.ndarray:
-            return array.reshape(self.geometry)
-        return np.empty(self.geometry, out.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +130,15 @@ def _as_rows(shape: Shape, strides: Shape, number: np.dtype[Any], axis: int | Sh
     order = tuple(kept + normalized)
     kept_shape = tuple(shape[a] for a in range(rank) if a not in axes)
     normalized_shape = tuple(shape[a] for a in axes)
+    geometry = (math.prod(kept_shape), math.prod(normalized_shape))
+    ordered = order == tuple(range(rank))
     return Rows(
         shape=shape,
         order=order,
-        geometry=(math.prod(kept_shape), math.prod(normalized_shape)),
+        geometry=geometry,
         number=number,
-        ordered=order == tuple(range(rank)),
+        ordered=ordered,
+        packed=ordered and geometry == shape,
         kept=kept_shape,
         kept_order=_ranks(kept),
         normalized=normalized_shape,
@@ -148,12 +154,15 @@ def _as_channels(shape: Shape, strides: Shape, number: np.dtype[Any], channel_ax
     outer = math.prod(shape[a] for a in order[:place])
     inner = math.prod(shape[a] for a in order[place + 1 :])
     channels = shape[channel]
+    geometry = (1, outer, channels) if inner == 1 else (outer, channels, inner)
+    ordered = order == tuple(range(len(shape)))
     return Channels(
         shape=shape,
         order=order,
-        geometry=(1, outer, channels) if inner == 1 else (outer, channels, inner),
+        geometry=geometry,
         number=number,
-        ordered=order == tuple(range(len(shape))),
+        ordered=ordered,
+        packed=ordered and geometry == shape,
         channels=channels,
         count=outer * inner,
         columns=inner == 1,
@@ -180,10 +189,10 @@ def _unmerge(values: Array, shape: Shape, order: Shape) -> Array:
 
 
 def _number(x: Array) -> np.dtype[Any]:
-    number = NUMBERS.get(x.dtype)
-    if number is None:
-        raise TypeError(_wrong_dtype(x.dtype))
-    return number
+    try:
+        return NUMBERS[x.dtype]
+    except KeyError:
+        raise TypeError(_wrong_dtype(x.dtype)) from None
 
 
 def _wrong_dtype(dtype: np.dtype[Any]) -> str:
