@@ -157,6 +157,19 @@ def frozen(typingctx, array):
 
 
 @intrinsic
+def _copy_element(typingctx, dst, at, src, start):
+    """dst[at] = src[start] without numba's handling of negative indices, which becomes gathers and scatters."""
+    signature = types.void(dst, types.intp, src, types.intp)
+
+    def codegen(context, builder, sig, args):
+        value = builder.load(_pointer(context, builder, sig.args[2], args[2], args[3]))
+        builder.store(value, _pointer(context, builder, sig.args[0], args[0], args[1]))
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
 def _stream_line(typingctx, dst, at, src, start):
     """Store 64 bytes of src[start:] at dst[at:], which begins a cache line, past the caches."""
     signature = types.void(dst, types.intp, src, types.intp)
@@ -195,12 +208,12 @@ def stream(dst, start, src, count):
     lanes = LINE // dst.itemsize
     head = min(count, (-(dst.ctypes.data // dst.itemsize + start)) % lanes)
     for i in range(head):
-        dst[start + i] = src[i]
+        _copy_element(dst, start + i, src, i)
     body = head + (count - head) // lanes * lanes
     for i in range(head, body, lanes):
         _stream_line(dst, start + i, src, i)
     for i in range(body, count):
-        dst[start + i] = src[i]
+        _copy_element(dst, start + i, src, i)
 
 
 @elementwise
