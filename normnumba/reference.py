@@ -42,7 +42,7 @@ def _centre(x: Array, axes: Axes) -> tuple[Array, Array]:
     """Mean over `axes` and x minus it; the second pass takes out what rounding left in the first mean."""
     mean = _mean(x, axes)
     rest = _mean(x - mean, axes)
-    return mean + rest, x - mean - rest
+    return np.where(np.isfinite(mean), mean + rest, mean), x - mean - rest
 
 
 def _split(ndim: int, axis: int | Sequence[int]) -> tuple[Axes, Axes]:

@@ -76,7 +76,8 @@ def moments(x, start, outer, stride, inner, eps, zero):
     pivot, scale, total = load(x, start), 1.0, outer * inner
     head = min(inner, HEAD)
     pivot += _sum_about(x, start, head, pivot, zero) / number(head)
-    while True:
+    shift, var = 0.0, 0.0
+    for _ in range(4):
         shift, var = _moments_about(x, start, outer, stride, inner, number(scale), pivot, zero)
         if not math.isfinite(var) and scale == 1.0:  # the squares overflowed, or an Inf or NaN is among them
             peak, plain, finite = _peak(x, start, outer, stride, inner)
@@ -88,6 +89,7 @@ def moments(x, start, outer, stride, inner, eps, zero):
             pivot += number(shift)
         else:
             break
+    var = max(var, 0.0)  # squares below the smallest number are lost
     return number(pivot / scale), shift / scale, var / scale / scale, scale / math.sqrt(var + eps * scale * scale)
 
 
