@@ -1,0 +1,125 @@
+"""The report's charts, as plotly figures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from benchmarks import figures
+from benchmarks.history import Point
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+INK, GRID, OURS, LOSS, PEER = "#1f2933", "#e4e7eb", "#1f6f8b", "#c2410c", "#8a94a0"
+ROW = 19
+"""Height of a case in pixels."""
+
+
+def _figure(height: int, **layout: Any) -> Figure:
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    figure.update_layout(
+        height=height,
+        template="plotly_white",
+        font={"family": "system-ui, sans-serif", "size": 12, "color": INK},
+        margin={"l": 10, "r": 20, "t": 40, "b": 45},
+        paper_bgcolor="white",
+        plot_bgcolor="white",
+        legend={"orientation": "h", "y": 1, "yanchor": "bottom", "x": 0},
+        **layout,
+    )
+    figure.update_yaxes(automargin=True, gridcolor=GRID)
+    figure.update_xaxes(gridcolor=GRID)
+    return figure
+
+
+def ratios(cases: list[dict[str, Any]]) -> Figure:
+    """A peer's time over ours, one row a case, on a log axis with a line at 1."""
+    import plotly.graph_objects as go
+
+    figure = _figure(90 + ROW * len(cases))
+    names = [figures.label(case) + (" ~" if figures.unsteady(case) else "") for case in cases]
+    numpy = [case["times_numpy"] for case in cases]
+    torch = [case["times_torch"] for case in cases]
+    hover = "%{y}<br>%{x:.2f} times our time<extra>%{fullData.name}</extra>"
+    hollow = {"symbol": "circle-open", "size": 8, "color": PEER}
+    figure.add_trace(go.Scatter(x=numpy, y=names, mode="markers", name="NumPy", marker=hollow, hovertemplate=hover))
+    for name, color, kept in (
+        ("torch, slower than us or level", OURS, lambda ratio: ratio >= 1 - figures.LEVEL),
+        ("torch, faster than us", LOSS, lambda ratio: ratio < 1 - figures.LEVEL),
+    ):
+        chosen = [
+            (ratio, label) for ratio, label in zip(torch, names, strict=True) if ratio is not None and kept(ratio)
+        ]
+        if chosen:
+            x, y = zip(*chosen, strict=True)
+            marker = {"size": 10, "color": color}
+            figure.add_trace(go.Scatter(x=x, y=y, mode="markers", name=name, marker=marker, hovertemplate=hover))
+    ticks = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500]
+    figure.update_xaxes(
+        type="log", title="the peer's time / our time", tickvals=ticks, ticktext=[f"{t:g}x" for t in ticks]
+    )
+    figure.update_yaxes(categoryorder="array", categoryarray=names[::-1], range=[-0.7, len(names) - 0.3])
+    figure.add_vline(x=1, line={"color": INK, "width": 1.5})
+    return figure
+
+
+def ceiling(cases: list[dict[str, Any]]) -> Figure:
+    """Percent of the streaming ceiling, one bar a case."""
+    import plotly.graph_objects as go
+
+    figure = _figure(90 + ROW * len(cases), bargap=0.35)
+    names = [figures.label(case) + (" ~" if figures.unsteady(case) else "") for case in cases]
+    values = [case["percent_of_ceiling"] for case in cases]
+    texts = [f"{case['percent_of_ceiling']:.0f} %" for case in cases]
+    hover = "%{y}<br>%{x:.0f} % of the ceiling<extra></extra>"
+    bars = {"orientation": "h", "marker": {"color": OURS}, "hovertemplate": hover, "textposition": "outside"}
+    figure.add_trace(go.Bar(x=values, y=names, text=texts, **bars))
+    figure.update_xaxes(
+        title="percent of the streaming ceiling", rangemode="tozero", range=[0, max([110, *values]) * 1.08]
+    )
+    figure.update_yaxes(categoryorder="array", categoryarray=names[::-1])
+    figure.add_vline(x=100, line={"color": INK, "width": 1.5})
+    return figure
+
+
+def history(lines: dict[str, list[Point]]) -> Figure:
+    """Each benchmark over commits, relative to its first value; a menu chooses the op."""
+    import plotly.graph_objects as go
+
+    groups: dict[str, list[str]] = {}
+    for name in lines:
+        groups.setdefault(name.split()[0], []).append(name)
+    commits = {point.commit: point.date for points in lines.values() for point in points}
+    order = sorted(commits, key=lambda commit: commits[commit])
+
+    figure = _figure(480)
+    owner: list[str] = []
+    for group, names in groups.items():
+        for name in names:
+            points = lines[name]
+            owner.append(group)
+            figure.add_trace(
+                go.Scatter(
+                    x=[point.commit for point in points],
+                    y=[point.value / points[0].value for point in points],
+                    customdata=[point.value for point in points],
+                    name=name.partition(" ")[2] or name,
+                    mode="lines+markers",
+                    visible=group == next(iter(groups)),
+                    hovertemplate="%{x}: %{customdata:.3g}, %{y:.2f} of the first<extra>%{fullData.name}</extra>",
+                )
+            )
+    buttons = [
+        {"label": group, "method": "restyle", "args": [{"visible": [of == group for of in owner]}]} for group in groups
+    ]
+    figure.update_layout(
+        updatemenus=[{"buttons": buttons, "x": 0, "xanchor": "left", "y": 1.18, "yanchor": "top"}],
+        legend={"orientation": "v", "x": 1.02, "y": 1, "yanchor": "top"},
+        margin={"t": 80},
+        showlegend=True,
+    )
+    figure.update_xaxes(title="commit", type="category", categoryorder="array", categoryarray=order)
+    figure.update_yaxes(title="value / first value (lower is better)", rangemode="tozero")
+    return figure

@@ -1,0 +1,357 @@
+"""The main job and its parts, behind `python -m benchmarks`."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks import asv_run, figures, selection
+from benchmarks.cases import DTYPES, OPS
+from benchmarks.selection import Cell
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PARTS = {
+    "check": "describe the machine, and say what makes its times doubtful",
+    "verify": "compare every op with the float64 reference",
+    "asv": "time the commit HEAD and save the times in reports/results",
+    "peers": "time normnumba, NumPy and torch side by side, next to the streaming ceiling",
+    "ceiling": "measure how fast this machine reads, copies and adds",
+    "report": "write reports/index.html from what is there",
+    "readme": "write the table of results into README.md",
+}
+
+OTHER_BENCHMARKS = 5
+"""asv benchmarks beside the table's: import, two first calls, two memory peaks."""
+
+ASV_CELL_SECONDS = 2.5
+
+PATIENCE, QUICK_PATIENCE = 45.0, 10.0
+"""Seconds for timing disturbed cases once more."""
+
+DONE, FAILED, MISUSED = 0, 1, 2
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Verify, time and report. Without a part: check, verify, asv, peers and report, in this order.",
+        epilog="parts:\n" + "\n".join(f"  {name:9}{text}" for name, text in PARTS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("part", nargs="?", choices=PARTS, metavar="part", help="one of the parts below")
+    size = made.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="few cells and rounds, under two minutes; asv saves nothing")
+    size.add_argument("--full", action="store_true", help="the whole table, every dtype")
+    for name, example in (("op", "layer_norm*"), ("shape", "8192x768"), ("dtype", "float64")):
+        made.add_argument(
+            f"--{name}",
+            action="append",
+            default=[],
+            metavar="PATTERN",
+            help=f"only these; '{example}', say; repeatable",
+        )
+    made.add_argument(
+        "--device", "--backend", choices=("cpu", "cuda"), default="cpu", help="where to run (default: cpu)"
+    )
+    made.add_argument(
+        "--no-save", action="store_true", help="let asv time HEAD without saving; changes need no commit then"
+    )
+    made.add_argument(
+        "--output", type=Path, default=asv_run.ROOT / "reports", help="where the page goes (default: reports)"
+    )
+    return made
+
+
+class Job:
+    """One run: what was asked, and the parts that do it. Each part returns an exit code."""
+
+    def __init__(self, options: argparse.Namespace, console: Console) -> None:
+        self.options = options
+        self.console = console
+        self.failed: set[str] = set()
+        """Ops that must not be timed."""
+
+    # --- what to run ---
+
+    @property
+    def filtered(self) -> bool:
+        return bool(self.options.op or self.options.shape or self.options.dtype)
+
+    @property
+    def selection_text(self) -> str:
+        """The filters as they were typed."""
+        given = [(f"--{kind}", text) for kind in ("op", "shape", "dtype") for text in getattr(self.options, kind)]
+        return shlex.join(word for pair in given for word in pair)
+
+    def cells(self) -> list[Cell]:
+        """The cells to time."""
+        options = self.options
+        if self.filtered:
+            dtypes = options.dtype or (DTYPES if options.full else DTYPES[:1])
+            return selection.filter_cells(selection.every_cell(), options.op, options.shape, dtypes)
+        if options.full:
+            return selection.every_cell()
+        return selection.quick_cells() if options.quick else selection.default_cells(others=OTHER_BENCHMARKS)
+
+    def timed_cells(self) -> list[Cell]:
+        return [cell for cell in self.cells() if cell.op.name not in self.failed]
+
+    def origin(self) -> dict[str, Any]:
+        """Where numbers come from: stands in every file that this job writes."""
+        commit = asv_run.commit()
+        mode = "quick" if self.options.quick else "full" if self.options.full else "default"
+        clean = commit is not None and not asv_run.uncommitted()
+        return {"format": 1, "mode": mode, "selection": self.selection_text, "commit": commit, "clean": clean}
+
+    # --- the parts ---
+
+    def check(self) -> int:
+        from rich.table import Table
+
+        machine = self.machine()
+        table = Table(show_header=False, box=None, padding=(0, 2))
+        for name, value in machine.items():
+            if isinstance(value, dict):
+                value = ", ".join(f"{k} {figures.nbytes(v) if isinstance(v, int) else v}" for k, v in value.items())
+            elif name == "memory":
+                value = figures.nbytes(value)
+            if name != "doubts":
+                table.add_row(name.replace("_", " "), "not readable" if value is None else str(value))
+        self.console.print(table)
+        for doubt in machine["doubts"]:
+            self.console.print(f"[yellow]Doubtful: {doubt}.")
+        return DONE
+
+    def machine(self) -> dict[str, Any]:
+        from benchmarks import machine
+
+        found = machine.describe()
+        return {**found, "doubts": machine.doubts(found)}
+
+    def verify(self, cells: Sequence[Cell] | None = None, save: bool = True) -> int:
+        import normnumba
+        from benchmarks import report, verify
+        from normnumba import reference
+
+        missing = {cell.op.name for cell in self.cells() if not hasattr(normnumba, cell.op.name)}
+        if cells is None:
+            ops = list(dict.fromkeys(cell.op for cell in self.cells()))
+            dtypes = self.options.dtype or (DTYPES[:1] if self.options.quick else DTYPES)
+            cells = verify.cells_to_verify(ops, dtypes, self.options.full)
+            if self.options.quick:
+                cells = [cell for cell in cells if cell.geometry.size <= verify.SMALL]
+            cells = list(dict.fromkeys([*cells, *self.cells()]))
+        with self.progress("verifying", len(cells)) as step:
+            checks = verify.verify(cells, normnumba, reference, lambda cell: step(str(cell)))
+        self.failed = verify.failed_ops(checks)
+        self._show_checks(checks)
+        if save:
+            origin = {**self.origin(), "machine": self.machine(), "full": self.options.full}
+            report.save(self.options.output / "verify.json", {**origin, "checks": [c.as_dict() for c in checks]})
+        if missing:
+            self.console.print(f"[red]normnumba lacks: {', '.join(sorted(missing))}.")
+        if self.failed:
+            self.console.print(f"[red]Wrong beyond tolerance, so not timed: {', '.join(sorted(self.failed))}.")
+        return FAILED if self.failed else DONE
+
+    def asv(self) -> int:
+        save = not (self.options.no_save or self.options.quick)
+        cells = self.timed_cells()
+        if self.options.quick:
+            # Two processes a cell: the larger shape of each op is what two minutes allow.
+            cells = list({cell.op: cell for cell in sorted(cells, key=lambda cell: cell.x_bytes)}.values())
+        others = () if self.filtered or self.options.quick else selection.STARTUP_BENCHMARKS
+        if not cells:
+            return DONE
+        count = len(cells) + (OTHER_BENCHMARKS if others else 0)
+        self.console.print(f"asv times HEAD: {count} cells, some {count * ASV_CELL_SECONDS / 60:.0f} minutes and more.")
+        with self.progress("asv", 100) as step:
+            outcome = asv_run.run(
+                selection.asv_patterns(cells, others), save, lambda part, line: step(line, completed=100 * part)
+            )
+        self.console.print(outcome.message, style=None if outcome.ok else "red", markup=False, highlight=False)
+        return DONE if outcome.ok else FAILED
+
+    def peers(self) -> int:
+        from benchmarks import peers, report
+        from benchmarks.measure import Effort
+
+        torch = peers.find_torch()
+        if torch is None:
+            self.console.print("[yellow]torch is not installed: no comparison with it.")
+        effort = Effort(rounds=3, block=0.03, budget=0.5) if self.options.quick else Effort()
+        machine, cells, cases = self.machine(), self.timed_cells(), []
+        patience = QUICK_PATIENCE if self.options.quick else PATIENCE
+        with self.progress("timing", len(cells)) as step:
+            for cell in cells:
+                step(str(cell), advance=0)
+                case = peers.compare(cell, effort, torch)
+                if figures.unsteady(case) and patience > 0:  # once more, and keep the one that was disturbed less
+                    start = time.perf_counter()
+                    case = min(case, peers.compare(cell, effort, torch), key=figures.disturbance)
+                    patience -= time.perf_counter() - start
+                cases.append(case)
+                step(str(cell))
+        report.save(self.options.output / "peers.json", {**self.origin(), "machine": machine, "cases": cases})
+        self._show_cases(cases)
+        return DONE
+
+    def ceiling(self) -> int:
+        from rich.table import Table
+
+        from benchmarks import ceiling
+        from benchmarks.measure import Effort
+
+        table = Table(title="GB/s by size of one array, and the fastest kind of kernel")
+        for column in ("size", "read", "copy", "add"):
+            table.add_column(column, justify="right")
+        effort = Effort(rounds=3 if self.options.quick else 7)
+        for row in ceiling.sweep(effort):
+            rates = (f"{row[kind]['gbs']:.1f} {row[kind]['way']}" for kind in ("read", "copy", "add"))
+            table.add_row(figures.nbytes(row["nbytes"]), *rates)
+        self.console.print(table)
+        return DONE
+
+    def report(self) -> int:
+        from benchmarks import report
+
+        path = report.write(self.options.output, asv_run.ROOT / "reports" / "results")
+        self.console.print(f"Wrote {path}", highlight=False, soft_wrap=True)
+        return DONE
+
+    def readme(self) -> int:
+        from benchmarks import readme, report
+
+        peers = report.load(self.options.output / "peers.json")
+        if peers is None:
+            self.console.print("[red]No peers.json: run `python -m benchmarks peers` first.")
+            return FAILED
+        if peers["mode"] == "quick" or peers["selection"]:
+            self.console.print("[red]peers.json is of a quick or filtered run; the README shows whole runs only.")
+            return FAILED
+        unsteady = sum(map(figures.unsteady, peers["cases"]))
+        if unsteady > len(peers["cases"]) / 4:
+            self.console.print(f"[red]{unsteady} of {len(peers['cases'])} cases were unsteady: nothing for a README.")
+            return FAILED
+        message = readme.update(asv_run.ROOT / "README.md", peers)
+        self.console.print(message, markup=False)
+        return FAILED if "no table written" in message else DONE
+
+    def everything(self) -> int:
+        """All parts in order; a part that fails does not stop the others."""
+        codes = []
+        for part in (self.check, self.verify, self.asv, self.peers, self.report):
+            self.console.rule(part.__name__)
+            start = time.perf_counter()
+            codes.append(part())
+            self.console.print(f"{time.perf_counter() - start:.0f} s", style="dim")
+        return max(codes)
+
+    # --- showing ---
+
+    @contextmanager
+    def progress(self, text: str, total: int) -> Iterator[Callable[..., None]]:
+        """A progress bar; the yielded function moves it by one cell and shows its name."""
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+        with Progress(*columns, TextColumn("{task.fields[now]}"), console=self.console, transient=True) as bar:
+            task = bar.add_task(text, total=total, now="")
+
+            def step(now: str, advance: float = 1, completed: float | None = None) -> None:
+                if completed is None:
+                    bar.update(task, now=now, advance=advance)
+                else:
+                    bar.update(task, now=now, completed=completed)
+
+            yield step
+
+    def _show_checks(self, checks: Sequence[Any]) -> None:
+        from rich.table import Table
+
+        table = Table(title="Worst error against float64, in eps of the dtype")
+        for column in ("op", "dtype", "cases", "error", "tolerance", "output, shape"):
+            table.add_column(column, justify="left" if column in ("op", "dtype", "output, shape") else "right")
+        for check in checks:
+            cells = (check.op, check.dtype, str(check.cases), f"{check.error:.2g}", f"{check.tolerance:g}")
+            table.add_row(*cells, f"{check.output}, {check.where}", style=None if check.passed else "red")
+        self.console.print(table)
+
+    def _show_cases(self, cases: Sequence[dict[str, Any]]) -> None:
+        from rich.table import Table
+
+        table = Table(title="Median times; torch and NumPy: their time over ours")
+        for column in ("op", "shape", "dtype", "time", "GB/s", "of ceiling", "torch", "NumPy"):
+            table.add_column(column, justify="left" if column in ("op", "shape", "dtype") else "right")
+        for case in cases:
+            numbers = (
+                figures.seconds(case["seconds"]["ours"]),
+                figures.rate(case["gbs"]),
+                figures.percent(case["percent_of_ceiling"]),
+                figures.times(case["times_torch"]),
+                figures.times(case["times_numpy"]),
+            )
+            table.add_row(case["op"], case["geometry"], case["dtype"], *numbers)
+        self.console.print(table)
+        unsteady = sum(map(figures.unsteady, cases))
+        if unsteady:
+            self.console.print(f"[yellow]{unsteady} of {len(cases)} cases were unsteady: is something else running?")
+        for peer in ("torch", "numpy"):
+            tally = figures.tally(list(cases), peer)
+            if tally:
+                self.console.print(
+                    f"Against {peer}: {tally.faster} of {tally.count} faster, {tally.level} level, {len(tally.slower)} "
+                    f"slower; median {figures.times(tally.median)}.",
+                    highlight=False,
+                )
+
+
+def cuda_refusal() -> str:
+    """Why `--device cuda` cannot run."""
+    import normnumba
+
+    reason = normnumba.backends().get("cuda") or "the benchmarks do not run there yet"
+    return f"CUDA cannot be used: {reason}. Only --device cpu can be timed."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what the command line asks for, and return the exit code."""
+    options = parser().parse_args(arguments)
+    try:
+        from rich.console import Console
+    except ImportError:
+        print('The job needs a few packages: pip install -e ".[bench]"', file=sys.stderr)
+        return MISUSED
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)  # a log has no width, and rich would cut the tables at 80
+    if options.device == "cuda":
+        console.print(cuda_refusal(), style="red")
+        return FAILED
+    job = Job(options, console)
+    if not job.cells():
+        console.print(f"[red]No case matches. Ops: {', '.join(op.name for op in OPS)}. Dtypes: {', '.join(DTYPES)}.")
+        return MISUSED
+
+    start = time.perf_counter()
+    if options.part is None:
+        code = job.everything()
+    else:
+        if options.part in ("asv", "peers"):
+            # Timing alone still refuses what is wrong, by the small shapes: those take a second.
+            from benchmarks.verify import smallest_cells
+
+            code = job.verify(smallest_cells(job.cells()), save=False)
+            code = max(code, getattr(job, options.part)())
+        else:
+            code = getattr(job, options.part)()
+    console.print(f"{time.perf_counter() - start:.0f} s", style="dim")
+    return code

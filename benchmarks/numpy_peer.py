@@ -1,0 +1,152 @@
+"""What a careful NumPy user writes: the ops in x's own dtype, in place where that saves a temporary.
+
+A peer to be timed against, not an oracle: `normnumba.reference` judges, in float64.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+Array = np.ndarray
+
+
+def _axes(x: Array, axis: int | tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sorted(a % x.ndim for a in np.atleast_1d(axis)))
+
+
+def _others(x: Array, axes: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(a for a in range(x.ndim) if a not in axes)
+
+
+def _along(p: Array, x: Array, axes: tuple[int, ...]) -> Array:
+    """View a parameter that lives on `axes` of x so that it broadcasts against x."""
+    return p.reshape([n if a in axes else 1 for a, n in enumerate(x.shape)])
+
+
+def _normalize(x: Array, axes: tuple[int, ...], eps: float) -> tuple[Array, Array, Array]:
+    mean = x.mean(axes, keepdims=True)
+    xhat = x - mean
+    rstd = 1 / np.sqrt(np.square(xhat).mean(axes, keepdims=True) + x.dtype.type(eps))
+    xhat *= rstd
+    return xhat, mean, rstd
+
+
+def layer_norm_forward(
+    x: Array, weight: Array, bias: Array, *, axis: int | tuple[int, ...] = -1, eps: float = 1e-5
+) -> tuple[Array, Array, Array]:
+    axes = _axes(x, axis)
+    y, mean, rstd = _normalize(x, axes, eps)
+    y *= _along(weight, x, axes)
+    y += _along(bias, x, axes)
+    return y, mean.squeeze(axes), rstd.squeeze(axes)
+
+
+def layer_norm_backward(
+    dy: Array, x: Array, mean: Array, rstd: Array, weight: Array, bias: Array, *, axis: int | tuple[int, ...] = -1
+) -> tuple[Array, Array, Array]:
+    axes = _axes(x, axis)
+    others = _others(x, axes)
+    rstd = _along(rstd, x, others)
+    xhat = (x - _along(mean, x, others)) * rstd
+    dweight, dbias = (dy * xhat).sum(others), dy.sum(others)
+    dx = dy * _along(weight, x, axes)
+    inner = (dx * xhat).mean(axes, keepdims=True)
+    dx -= dx.mean(axes, keepdims=True)
+    xhat *= inner
+    dx -= xhat
+    dx *= rstd
+    return dx, dweight, dbias
+
+
+def batch_norm_forward(
+    x: Array, weight: Array, bias: Array, *, channel_axis: int = 1, eps: float = 1e-5
+) -> tuple[Array, Array, Array]:
+    channel = _axes(x, channel_axis)
+    y, mean, rstd = _normalize(x, _others(x, channel), eps)
+    y *= _along(weight, x, channel)
+    y += _along(bias, x, channel)
+    return y, mean.reshape(-1), rstd.reshape(-1)
+
+
+def batch_norm_backward(
+    dy: Array, x: Array, mean: Array, rstd: Array, weight: Array, bias: Array, *, channel_axis: int = 1
+) -> tuple[Array, Array, Array, None]:
+    channel = _axes(x, channel_axis)
+    xhat = (x - _along(mean, x, channel)) * _along(rstd, x, channel)
+    others = _others(x, channel)
+    dbias, dweight = dy.sum(others), (dy * xhat).sum(others)
+    count = x.dtype.type(math.prod(x.shape[a] for a in others))
+    xhat *= _along(dweight / count, x, channel)
+    dx = dy - _along(dbias / count, x, channel)
+    dx -= xhat
+    dx *= _along(weight * rstd, x, channel)
+    return dx, dweight, dbias, None
+
+
+def batch_norm_inference(
+    x: Array, mean: Array, var: Array, weight: Array, bias: Array, *, channel_axis: int = 1, eps: float = 1e-5
+) -> Array:
+    channel = _axes(x, channel_axis)
+    scale = weight / np.sqrt(var + var.dtype.type(eps))
+    y = x * _along(scale, x, channel)
+    y += _along(bias - mean * scale, x, channel)
+    return y
+
+
+def batch_norm_inference_backward(
+    dy: Array,
+    x: Array,
+    mean: Array,
+    var: Array,
+    weight: Array,
+    bias: Array,
+    *,
+    channel_axis: int = 1,
+    eps: float = 1e-5,
+) -> tuple[Array, Array, Array, None]:
+    channel = _axes(x, channel_axis)
+    others = _others(x, channel)
+    rstd = 1 / np.sqrt(var + var.dtype.type(eps))
+    centered = x - _along(mean, x, channel)
+    centered *= dy
+    return dy * _along(weight * rstd, x, channel), centered.sum(others) * rstd, dy.sum(others), None
+
+
+def batch_moments(x: Array, *, channel_axis: int = 1) -> tuple[int, Array, Array]:
+    channel = _axes(x, channel_axis)
+    others = _others(x, channel)
+    return math.prod(x.shape[a] for a in others), x.mean(others), x.var(others)
+
+
+def batch_norm_backward_sums(
+    dy: Array, x: Array, mean: Array, rstd: Array, *, channel_axis: int = 1
+) -> tuple[Array, Array]:
+    channel = _axes(x, channel_axis)
+    others = _others(x, channel)
+    centered = x - _along(mean, x, channel)
+    centered *= dy
+    return dy.sum(others), centered.sum(others) * rstd
+
+
+def batch_norm_backward_apply(
+    dy: Array,
+    x: Array,
+    mean: Array,
+    rstd: Array,
+    weight: Array,
+    sum_dy: Array,
+    sum_dy_xhat: Array,
+    count: int,
+    *,
+    channel_axis: int = 1,
+) -> Array:
+    channel = _axes(x, channel_axis)
+    kind = x.dtype.type
+    xhat = x - _along(mean, x, channel)
+    xhat *= _along(rstd * (sum_dy_xhat / count).astype(kind), x, channel)
+    dx = dy - _along((sum_dy / count).astype(kind), x, channel)
+    dx -= xhat
+    dx *= _along(weight * rstd, x, channel)
+    return dx

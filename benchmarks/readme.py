@@ -1,0 +1,55 @@
+"""The table of results in README.md, written between two markers from reports/peers.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks import figures
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+
+
+def _range(tally: figures.Tally | None) -> str:
+    if tally is None:
+        return "-"
+    return f"{figures.times(tally.median)} ({figures.times(tally.low)} to {figures.times(tally.high)})"
+
+
+def table(peers: dict[str, Any]) -> str:
+    """One row an op: how it compares over the shapes it was timed on."""
+    lines = [
+        "| op | shapes | against torch | slower than torch in | against NumPy | of the ceiling |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for op in dict.fromkeys(case["op"] for case in peers["cases"]):
+        cases = [case for case in peers["cases"] if case["op"] == op]
+        torch, numpy = figures.tally(cases, "torch"), figures.tally(cases, "numpy")
+        lost = f"{len(torch.slower)} of {torch.count}" if torch else "-"
+        ceiling = figures.percent(figures.ceiling_median(cases))
+        lines.append(f"| `{op}` | {len(cases)} | {_range(torch)} | {lost} | {_range(numpy)} | {ceiling} |")
+    machine = peers["machine"]
+    versions = ", ".join(
+        f"{name} {machine['versions'][name]}" for name in ("numba", "numpy", "torch") if name in machine["versions"]
+    )
+    note = (
+        "Speed is the peer's time over ours, both allocating their outputs: median (lowest to highest) over the "
+        f"shapes. Less than 1x means that we are slower; within {figures.LEVEL:.0%} counts as level; cases that other "
+        "processes disturbed are left out. The ceiling is what the machine streams at the same size in the same "
+        f"minute, median over arrays of {figures.nbytes(figures.STREAMING_BYTES)} and more. "
+        f"{machine['cpu']}, {machine['threads']} threads, {versions}, {machine['date'][:10]}. "
+        "Every case, its time and its GB/s: `reports/index.html`."
+    )
+    return "\n".join([*lines, "", note])
+
+
+def update(readme: Path, peers: dict[str, Any]) -> str:
+    """Rewrite the table in `readme`, and say what was done; nothing is touched where a marker is missing."""
+    if not readme.exists():
+        return f"{readme.name} does not exist: no table written."
+    before, begin, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        return f"{readme.name} has no line '{BEGIN}' followed by '{END}': no table written."
+    readme.write_text(f"{before}{BEGIN}\n{table(peers)}\n{END}{after}", encoding="utf-8")
+    return f"{readme.name}: table written from {len(peers['cases'])} cases."

@@ -1,0 +1,107 @@
+"""reports/index.html: the page people read, made from the files beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from benchmarks import charts, figures, history
+
+TEMPLATES = Path(__file__).parent / "templates"
+SCRIPT = "plotly.min.js"
+
+
+def load(path: Path) -> dict[str, Any] | None:
+    """A file that an earlier part of the job wrote; None where it is missing."""
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def _grouped(cases: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for case in cases:
+        groups.setdefault(case["op"], []).append(case)
+    return groups
+
+
+def _past(points: list[history.Point]) -> list[dict[str, Any]]:
+    """For each machine and environment: its commits, and a chart where there is more than one."""
+    sections = []
+    for (machine, environment), members in history.lines(points).items():
+        commits = list(dict.fromkeys(point.commit for line in members.values() for point in line))
+        several = {name: line for name, line in members.items() if len(line) > 1}
+        sections.append(
+            {
+                "machine": machine,
+                "environment": environment,
+                "benchmarks": len(members),
+                "commits": commits,
+                "chart": _html(charts.history(several)) if several else None,
+            }
+        )
+    return sections
+
+
+def _html(figure: Any) -> str:
+    return figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False, "responsive": True})
+
+
+def render(peers: dict[str, Any] | None, checks: dict[str, Any] | None, points: list[history.Point]) -> str:
+    """The page's text.
+
+    Parameters
+    ----------
+    peers, checks : dict, optional
+        The content of peers.json and verify.json; the page says what is missing.
+    points : list of history.Point
+        What asv saved.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["figures"] = figures
+    cases = peers["cases"] if peers else []
+    streaming = [case for case in cases if figures.streams(case)]
+    return environment.get_template("report.html.j2").render(
+        script=SCRIPT,
+        peers=peers,
+        checks=checks,
+        machine=(peers or checks or {}).get("machine"),
+        torch=figures.tally(cases, "torch"),
+        numpy=figures.tally(cases, "numpy"),
+        ceiling=figures.ceiling_median(cases),
+        streaming=streaming,
+        unsteady=[case for case in cases if figures.unsteady(case)],
+        groups=_grouped(cases),
+        ratios=_html(charts.ratios(cases)) if cases else None,
+        percents=_html(charts.ceiling(streaming)) if streaming else None,
+        past=_past(points),
+    )
+
+
+def write(folder: Path, results: Path) -> Path:
+    """Write the page into `folder` from the files there and asv's `results`, and return its path."""
+    import plotly.offline
+
+    page = render(load(folder / "peers.json"), load(folder / "verify.json"), history.read(results))
+    folder.mkdir(parents=True, exist_ok=True)
+    script = folder / SCRIPT
+    # The same text as include_plotlyjs="directory" would load: one copy for all pages of the folder.
+    text = plotly.offline.get_plotlyjs()
+    if not script.exists() or script.read_text(encoding="utf-8") != text:
+        script.write_text(text, encoding="utf-8")
+    path = folder / "index.html"
+    path.write_text(page, encoding="utf-8")
+    return path

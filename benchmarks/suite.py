@@ -1,0 +1,74 @@
+"""asv: the time of each op of the table, by direction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import normnumba
+from benchmarks.selection import every_cell, find_cell
+
+
+@lru_cache(maxsize=1)
+def prepared(cell: str) -> Callable[[], Any]:
+    """A call that is compiled and warm, on inputs made once: asv runs `setup` before every single timed call."""
+    found = find_cell(cell)
+    function = getattr(normnumba, found.op.name, None)
+    if function is None:
+        raise NotImplementedError(f"this commit has no {found.op.name}")
+    arguments = found.arguments()
+
+    def call() -> Any:
+        return function(**arguments)
+
+    for _ in range(3):
+        call()
+    return call
+
+
+class _Cells:
+    """One benchmark per direction; the parameter names op, shape, axis and dtype."""
+
+    # A fixed version, or asv forgets the history whenever this file changes.
+    version = "1"
+    param_names = ("cell",)
+    # 20 samples at least and 200 at most, in half a second: with 200, a 7 us call repeats within half a percent.
+    repeat = (20, 200, 0.5)
+    number = 1
+    timeout = 120.0
+
+    def setup(self, cell: str) -> None:
+        self.call = prepared(cell)
+
+
+def _of(direction: str) -> list[str]:
+    return [str(cell) for cell in every_cell() if cell.op.direction == direction]
+
+
+class Forward(_Cells):
+    params = _of("forward")
+
+    def time_forward(self, cell: str) -> None:
+        self.call()
+
+
+class Backward(_Cells):
+    params = _of("backward")
+
+    def time_backward(self, cell: str) -> None:
+        self.call()
+
+
+class Inference(_Cells):
+    params = _of("inference")
+
+    def time_inference(self, cell: str) -> None:
+        self.call()
+
+
+class Moments(_Cells):
+    params = _of("moments")
+
+    def time_moments(self, cell: str) -> None:
+        self.call()

@@ -1,0 +1,503 @@
+"""The benchmark suite runs, its selections stay small, its arithmetic is right, and its page opens offline."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import normnumba
+from benchmarks import (
+    asv_run,
+    ceiling,
+    figures,
+    history,
+    measure,
+    memory,
+    numpy_peer,
+    peers,
+    readme,
+    report,
+    selection,
+    startup,
+    suite,
+    verify,
+)
+from benchmarks.cases import OPS, SHAPES, Geometry, Op, dtype_of
+from benchmarks.selection import Cell
+from normnumba import reference
+
+BY_NAME = {op.name: op for op in OPS}
+LAYER, BATCH = BY_NAME["layer_norm_forward"], BY_NAME["batch_norm_forward"]
+SUITE = (suite.Forward, suite.Backward, suite.Inference, suite.Moments)
+
+
+def smallest(op: Op) -> Cell:
+    return Cell(op, min(SHAPES[op.family], key=lambda g: g.size), "float32")
+
+
+# --- the suite -------------------------------------------------------------------------------------------------------
+
+
+def timed_method(benchmarks: type) -> str:
+    (name,) = (name for name in vars(benchmarks) if name.startswith(("time_", "timeraw_", "peakmem_")))
+    return name
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+def test_suite_runs_each_op(op: Op) -> None:
+    cell = str(smallest(op))
+    (owner,) = (benchmarks for benchmarks in SUITE if cell in benchmarks.params)
+    instance = owner()
+    instance.setup(cell)
+    getattr(instance, timed_method(owner))(cell)
+
+
+def test_suite_has_every_cell_once() -> None:
+    params = [cell for benchmarks in SUITE for cell in benchmarks.params]
+    assert sorted(params) == sorted(map(str, selection.every_cell()))
+    assert len(set(params)) == len(params)
+
+
+def test_suite_prepares_inputs_once() -> None:
+    # asv calls setup before every timed call.
+    instance = suite.Forward()
+    instance.setup(str(smallest(LAYER)))
+    first = instance.call
+    instance.setup(str(smallest(LAYER)))
+    assert instance.call is first
+
+
+def test_suite_skips_what_an_old_commit_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    suite.prepared.cache_clear()
+    monkeypatch.delattr(normnumba, LAYER.name)
+    with pytest.raises(NotImplementedError, match=LAYER.name):
+        suite.Forward().setup(str(smallest(LAYER)))
+    with pytest.raises(NotImplementedError):
+        startup.FirstCall().setup()
+    with pytest.raises(NotImplementedError):
+        memory.PeakLayerNorm().setup("2x3")
+
+
+@pytest.mark.parametrize("benchmarks", [memory.PeakLayerNorm, memory.PeakBatchNorm])
+def test_memory_benchmarks_run(benchmarks: type) -> None:
+    shape = "6x4" if benchmarks is memory.PeakLayerNorm else "2x3x4x4"
+    instance = benchmarks()
+    instance.setup(shape)
+    getattr(instance, timed_method(benchmarks))(shape)
+
+
+def test_startup_benchmarks_are_valid_code() -> None:
+    first = startup.FirstCall()
+    first.setup()
+    startup.fill_cache.cache_clear()
+    for code in (startup.Import().timeraw_import(), *first.timeraw_compile_512x1024()):
+        compile(code, "<timeraw>", "exec")
+    # The one that counts on a cache runs, in the process that fills it.
+    call, setup = first.timeraw_cached_512x1024()
+    compile(f"{setup}\n{call}", "<timeraw>", "exec")
+
+
+def test_asv_finds_the_suite_where_only_the_library_is_installed() -> None:
+    """Discovery imports every module of the package; a benchmark environment has no rich, plotly, torch or pytest."""
+    code = """
+import json, sys
+for name in ("rich", "plotly", "jinja2", "torch", "pytest", "psutil", "scipy"):
+    sys.modules[name] = None
+from asv_runner.discovery import disc_benchmarks
+print(json.dumps([benchmark.name for benchmark in disc_benchmarks("benchmarks")]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=asv_run.ROOT, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert sorted(found) == [
+        "memory.PeakBatchNorm.peakmem_batch_norm_forward",
+        "memory.PeakLayerNorm.peakmem_layer_norm_forward",
+        "startup.FirstCall.timeraw_cached_512x1024",
+        "startup.FirstCall.timeraw_compile_512x1024",
+        "startup.Import.timeraw_import",
+        "suite.Backward.time_backward",
+        "suite.Forward.time_forward",
+        "suite.Inference.time_inference",
+        "suite.Moments.time_moments",
+    ]
+
+
+def test_numba_cache_is_apart_for_each_commit(tmp_path: Path) -> None:
+    code = "import benchmarks, os; print(os.environ['NUMBA_CACHE_DIR'])"
+    folders = []
+    for commit in ("aaa", "bbb"):
+        environment = {"ASV_COMMIT": commit, "ASV_ENV_DIR": str(tmp_path), "PATH": ""}
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=asv_run.ROOT, env=environment, capture_output=True, text=True, check=True
+        )
+        folders.append(Path(done.stdout.strip()))
+    assert len(set(folders)) == 2
+    assert all(folder.is_dir() for folder in folders)
+
+
+# --- selections ------------------------------------------------------------------------------------------------------
+
+
+def benchmark_names() -> list[str]:
+    """What asv matches its --bench against."""
+    names = [f"suite.{b.__name__}.{timed_method(b)}({cell!r})" for b in SUITE for cell in b.params]
+    names += ["startup.Import.timeraw_import", "startup.FirstCall.timeraw_compile_512x1024"]
+    names += [
+        "startup.FirstCall.timeraw_cached_512x1024",
+        "memory.PeakLayerNorm.peakmem_layer_norm_forward('65536x512')",
+    ]
+    return [*names, "memory.PeakBatchNorm.peakmem_batch_norm_forward('32x256x64x64')"]
+
+
+def chosen(cells: list[Cell]) -> list[str]:
+    patterns = list(selection.asv_patterns(cells))
+    return [name for name in benchmark_names() if any(re.search(pattern, name) for pattern in patterns)]
+
+
+def test_default_selection_is_small_and_has_every_op() -> None:
+    from benchmarks.job import OTHER_BENCHMARKS
+
+    cells = selection.default_cells(others=OTHER_BENCHMARKS)
+    names = chosen(cells)
+    assert len(names) == len(cells) + OTHER_BENCHMARKS
+    assert len(names) <= selection.MAX_CELLS
+    assert {cell.op for cell in cells} == set(OPS)
+
+
+def test_default_selection_keeps_the_extremes_as_the_table_grows() -> None:
+    ops = [LAYER] * 30
+    assert len(selection._deal(ops, 60)) <= 60
+    sizes = [geometry.size for geometry in selection.by_priority(SHAPES["layer_norm"])]
+    assert sizes[0] == max(sizes)
+    assert sizes[1] == min(sizes)
+
+
+def test_pattern_chooses_one_cell() -> None:
+    cell = Cell(LAYER, Geometry((32, 768), -1), "float32")
+    patterns = list(selection.asv_patterns([cell], others=()))
+    assert sum(bool(re.search(p, name)) for p in patterns for name in benchmark_names()) == 1
+
+
+def test_filters() -> None:
+    cells = selection.filter_cells(selection.every_cell(), ["layer*"], ["8192x768"], ["float32"])
+    assert [str(cell) for cell in cells] == [
+        "layer_norm_forward 8192x768@-1 float32",
+        "layer_norm_backward 8192x768@-1 float32",
+    ]
+    assert selection.filter_cells(selection.every_cell(), [], ["8192x768@0"], []) == []
+    assert selection.find_cell(str(cells[0])) == cells[0]
+
+
+# --- arithmetic ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("op", "geometry", "dtype", "expected"),
+    [
+        (LAYER, Geometry((8, 16), -1), "float32", 2 * 8 * 16 * 4),
+        (BY_NAME["layer_norm_backward"], Geometry((8, 16), -1), "float64", 3 * 8 * 16 * 8),
+        # A row of 2 MiB does not stay in 1 MiB between the two passes over it.
+        (LAYER, Geometry((4, 1 << 19), -1), "float32", 3 * 4 * (1 << 19) * 4),
+        # A channel of 32 * 56 * 56 floats, 401 KB, does stay.
+        (BATCH, Geometry((32, 256, 56, 56), 1), "float32", 2 * 32 * 256 * 56 * 56 * 4),
+        # Channels last, nothing stays: the whole array is one unit.
+        (BATCH, Geometry((32, 56, 56, 256), -1), "float32", 3 * 32 * 256 * 56 * 56 * 4),
+        (BY_NAME["batch_moments"], Geometry((32, 56, 56, 256), -1), "float32", 32 * 256 * 56 * 56 * 4),
+    ],
+)
+def test_bytes_moved(op: Op, geometry: Geometry, dtype: str, expected: int) -> None:
+    assert op.bytes_moved(geometry, dtype_of(dtype), private_cache=1 << 20) == expected
+
+
+def test_ratio_is_taken_round_by_round() -> None:
+    # A machine that slows down fivefold in the second round changes both times and no ratio.
+    ours, torch = measure.Timing([1.0, 5.0, 1.0]), measure.Timing([2.0, 10.0, 2.0])
+    assert torch.ratio_to(ours) == 2.0
+    assert ours.seconds == 1.0
+    assert ours.spread > 0
+
+
+def test_side_by_side_gives_each_contender_its_time() -> None:
+    import time
+
+    effort = measure.Effort(rounds=2, block=0.004, budget=0.2)
+    calls = {"short": lambda: time.sleep(0.001), "long": lambda: time.sleep(0.003)}
+    timings = measure.side_by_side(calls, effort)
+    assert 0.001 <= timings["short"].seconds < timings["long"].seconds
+    assert len(timings["long"].blocks) == 2
+
+
+@pytest.mark.parametrize(
+    ("reads", "writes", "repeats"), [(1, 1, 0), (2, 1, 0), (1, 0, 0), (2, 1, 2), (2, 2, 0), (3, 1, 0)]
+)
+def test_ceiling_moves_what_the_op_moves(reads: int, writes: int, repeats: int) -> None:
+    steps = ceiling._steps(reads, writes, repeats)
+    assert sum(map(len, steps)) + writes == reads + writes + repeats
+    assert {source for step in steps for source in step} == set(range(reads))
+
+
+def test_ceiling_kernels_copy_add_and_read() -> None:
+    n = 5 * ceiling.BLOCK + 3
+    a, b = np.arange(n, dtype=np.float32) % 7, np.ones(n, np.float32)
+    for name, (copy, add, read) in ceiling._KERNELS.items():
+        out, sums = np.zeros(n, np.float32), np.zeros(ceiling.PARTS, np.float32)
+        copy(a, out)
+        np.testing.assert_array_equal(out, a, err_msg=name)
+        add(a, b, out)
+        np.testing.assert_array_equal(out, a + b, err_msg=name)
+        read(a, sums)
+        assert sums.sum() == a.sum(), name
+
+
+def test_one_cell_against_its_peers() -> None:
+    cell = smallest(LAYER)
+    effort = measure.Effort(rounds=1, block=0.001, budget=0.05)
+    row = peers.compare(cell, effort, None)
+    assert row["bytes_moved"] == 2 * cell.x_bytes
+    assert row["into_out"]
+    assert row["gbs"] == pytest.approx(row["bytes_moved"] / row["seconds"]["ours_out"] / 1e9)
+    assert row["times_torch"] is None
+    assert row["times_numpy"] == pytest.approx(row["seconds"]["numpy"] / row["seconds"]["ours"])
+    json.dumps(row)
+
+
+# --- verification ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+def test_numpy_peer_computes_the_op(op: Op) -> None:
+    cell = Cell(op, Geometry((6, 10, 4), -1 if op.family == "layer_norm" else 1), "float64")
+    assert max(verify.errors_of(cell, numpy_peer, reference).values()) <= verify.TOLERANCE["float64"]
+
+
+def test_verify_finds_a_wrong_op(monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = [smallest(op) for op in (LAYER, BATCH)]
+    assert not verify.failed_ops(verify.verify(cells, numpy_peer, reference))
+    right = numpy_peer.layer_norm_forward
+
+    def wrong(*args: Any, **kwargs: Any) -> Any:
+        y, mean, rstd = right(*args, **kwargs)
+        return y, mean, rstd * np.float32(1.0001)
+
+    monkeypatch.setattr(numpy_peer, "layer_norm_forward", wrong)
+    checks = verify.verify(cells, numpy_peer, reference)
+    assert verify.failed_ops(checks) == {"layer_norm_forward"}
+    assert checks[0].output == "rstd"
+
+
+def test_errors_that_are_not_numbers_fail() -> None:
+    x = np.dtype(np.float32)
+    assert verify.error_of(np.full(4, np.nan), np.zeros(4), x) == math.inf
+    assert verify.error_of(np.zeros(3), np.zeros(4), x) == math.inf
+    assert verify.error_of(None, np.zeros(4), x) == math.inf
+    assert verify.error_of(None, None, x) == 0.0
+
+
+# --- asv and git -----------------------------------------------------------------------------------------------------
+
+
+def test_what_counts_as_dirty() -> None:
+    assert asv_run.dirty_paths(" M normnumba/ops.py\n?? benchmarks/new.py\n") == [
+        "normnumba/ops.py",
+        "benchmarks/new.py",
+    ]
+    assert asv_run.dirty_paths("R  tests/a.py -> normnumba/a.py\n") == ["normnumba/a.py"]
+    assert asv_run.dirty_paths(" M README.md\n?? reports/peers.json\n M normnumba.txt\n") == []
+    assert asv_run.dirty_paths(" M pyproject.toml\n M asv.conf.json\n") == ["pyproject.toml", "asv.conf.json"]
+
+
+def test_a_dirty_tree_is_refused(tmp_path: Path) -> None:
+    def git(*arguments: str) -> None:
+        identity = ["-c", "user.name=test", "-c", "user.email=test@example.invalid", "-c", "commit.gpgsign=false"]
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    assert "no git repository" in (asv_run.refusal(True, tmp_path) or "")
+    git("init")
+    (tmp_path / "normnumba").mkdir()
+    (tmp_path / "normnumba" / "a.py").write_text("")
+    git("add", ".")
+    git("commit", "-m", "one")
+    assert asv_run.refusal(True, tmp_path) is None
+
+    (tmp_path / "normnumba" / "b.py").write_text("")
+    message = asv_run.refusal(True, tmp_path) or ""
+    assert "normnumba/b.py" in message
+    assert "--no-save" in message
+    assert asv_run.refusal(False, tmp_path) is None
+    assert asv_run.run([], save=True, root=tmp_path) == asv_run.Outcome(False, False, message)
+
+
+def test_cuda_is_refused_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks.job import main
+
+    assert main(["peers", "--device", "cuda"]) != 0
+    assert "CUDA cannot be used" in capsys.readouterr().out
+    assert main(["peers", "--op", "no_such_op"]) != 0
+
+
+# --- the page and the README -----------------------------------------------------------------------------------------
+
+
+def fake_case(op: Op, geometry: Geometry, torch: float | None = 2.0, numpy: float | None = 8.0) -> dict[str, Any]:
+    x_bytes = geometry.size * 4
+    seconds = {"ours": 2e-3, "ours_out": 1e-3, "ceiling": 0.8e-3}
+    seconds |= {name: 2e-3 * ratio for name, ratio in (("torch", torch), ("numpy", numpy)) if ratio}
+    return {
+        "op": op.name,
+        "family": op.family,
+        "direction": op.direction,
+        "geometry": str(geometry),
+        "dtype": "float32",
+        "x_bytes": x_bytes,
+        "bytes_moved": 2 * x_bytes,
+        "transfers": 2,
+        "seconds": seconds,
+        "spread": dict.fromkeys(seconds, 0.01),
+        "into_out": True,
+        "gbs": 2 * x_bytes / 1e-3 / 1e9,
+        "ceiling_gbs": 2 * x_bytes / 0.8e-3 / 1e9,
+        "ceiling_way": "streaming",
+        "percent_of_ceiling": 80.0,
+        "others": 0.0,
+        "times_torch": torch,
+        "times_numpy": numpy,
+    }
+
+
+MACHINE = {
+    "cpu": "a <fast> processor",
+    "cores": 2,
+    "logical_cores": 2,
+    "caches": {"L2": 1 << 20},
+    "memory": 1 << 34,
+    "governor": None,
+    "others": 0.1,
+    "system": "Linux x86_64",
+    "python": "3.11.0",
+    "threads": 2,
+    "threading_layer": "tbb",
+    "versions": {"numba": "0.68.1", "numpy": "2.4.6", "torch": "2.13.0"},
+    "date": "2026-01-01 00:00 UTC",
+    "doubts": [],
+}
+ORIGIN = {"format": 1, "mode": "default", "selection": "", "commit": "0123456789", "clean": True, "machine": MACHINE}
+BIG, SMALL = Geometry((8192, 768), -1), Geometry((1, 768), -1)
+PEERS = {
+    **ORIGIN,
+    "cases": [fake_case(LAYER, BIG), fake_case(LAYER, SMALL, torch=0.5), fake_case(BATCH, BIG, torch=None)],
+}
+CHECK = verify.Check(LAYER.name, "float32", 3, 1.5, "y", "3x7@-1", 32.0)
+CHECKS = {**ORIGIN, "full": False, "checks": [CHECK.as_dict()]}
+
+
+def asv_result(commit: str, date: int, value: float, version: str = "1") -> dict[str, Any]:
+    return {
+        "commit_hash": commit * 40,
+        "env_name": "virtualenv-py3.11",
+        "date": date,
+        "result_columns": ["result", "params", "version", "samples"],
+        "results": {
+            "suite.Forward.time_forward": [[value, None, "NaN"], [["'op 1x1'", "'op 2x2'", "'op 3x3'"]], version],
+            "startup.Import.timeraw_import": [[0.5], [], version],
+        },
+    }
+
+
+def write_asv(folder: Path, *results: dict[str, Any]) -> Path:
+    machine = folder / "results" / "a-machine"
+    machine.mkdir(parents=True)
+    (machine / "machine.json").write_text("{}")
+    for result in results:
+        (machine / f"{result['commit_hash'][:8]}-env.json").write_text(json.dumps(result))
+    return folder / "results"
+
+
+def test_history_reads_what_asv_writes(tmp_path: Path) -> None:
+    newest, oldest = asv_result("b", 2000, 2.0), asv_result("a", 1000, 1.0)
+    outdated = asv_result("c", 500, 9.0, version="0")
+    points = history.read(write_asv(tmp_path, newest, oldest, outdated))
+    (lines,) = history.lines(points).values()
+    assert {name: [point.value for point in line] for name, line in lines.items()} == {
+        "op 1x1": [1.0, 2.0],
+        "timeraw_import": [0.5, 0.5],
+    }
+
+
+def test_page_opens_offline(tmp_path: Path) -> None:
+    results = write_asv(tmp_path, asv_result("a", 1000, 1.0), asv_result("b", 2000, 2.0))
+    report.save(tmp_path / "peers.json", PEERS)
+    report.save(tmp_path / "verify.json", CHECKS)
+    page = report.write(tmp_path, results).read_text(encoding="utf-8")
+
+    loaded = re.findall(r"""<(?:script|link|img|iframe)[^>]*?(?:src|href)\s*=\s*["']([^"']*)""", page)
+    assert loaded == [report.SCRIPT]
+    assert not re.search(r"""(?:src|href)\s*=\s*["'](?:https?:)?//|@import|url\(""", page)
+    assert (tmp_path / report.SCRIPT).stat().st_size > 1 << 20
+
+    assert page.count("Plotly.newPlot") == 3
+    assert "1 of 2" in page  # faster than torch
+    assert "layer_norm_forward 1x768@-1</code>: 2 ms against torch's 1 ms" in re.sub(r"&#39;", "'", page)
+    assert "a &lt;fast&gt; processor" in page
+    assert "no CUDA backend" in page
+
+
+def test_page_says_what_is_missing(tmp_path: Path) -> None:
+    page = report.write(tmp_path, tmp_path / "results").read_text(encoding="utf-8")
+    assert "Nothing measured yet" in page
+    assert "No saved times yet" in page
+    without_torch = {**PEERS, "cases": [fake_case(LAYER, BIG, torch=None)], "selection": "--op a<b", "clean": False}
+    page = report.render(without_torch, None, history.read(write_asv(tmp_path, asv_result("a", 1000, 1.0))))
+    assert "torch was not installed" in page
+    assert "--op a&lt;b" in page
+    assert "in no commit" in page
+    assert "starts with the second" in page
+
+
+def test_tally_is_honest() -> None:
+    ratios = (0.5, 0.94, 0.96, 1.0, 1.04, 1.06, 3.0)
+    tally = figures.tally([fake_case(LAYER, BIG, torch=ratio) for ratio in ratios], "torch")
+    assert tally is not None
+    assert (tally.faster, tally.level, len(tally.slower), tally.count) == (2, 3, 2, 7)
+    assert [case["times_torch"] for case in tally.slower] == [0.5, 0.94]
+    assert figures.tally([fake_case(LAYER, BIG, torch=None)], "torch") is None
+    disturbed = {**fake_case(LAYER, BIG, torch=900.0), "others": 1.0}
+    assert figures.tally([disturbed], "torch") is None
+    assert figures.ceiling_median([disturbed]) is None
+
+
+def test_how_numbers_are_written() -> None:
+    assert [figures.seconds(s) for s in (1.5, 0.0123, 9.996e-6, 999.9e-6, 3e-9)] == [
+        "1.5 s",
+        "12.3 ms",
+        "10 µs",
+        "1000 µs",
+        "3 ns",
+    ]
+    assert [figures.nbytes(n) for n in (100, 2048, 25165824)] == ["100 B", "2 KiB", "24 MiB"]
+    assert [figures.times(t) for t in (0.5, 12.3, None)] == ["0.50x", "12x", "-"]
+
+
+def test_readme_table(tmp_path: Path) -> None:
+    path = tmp_path / "README.md"
+    assert "does not exist" in readme.update(path, PEERS)
+    path.write_text("before\n")
+    assert "no table written" in readme.update(path, PEERS)
+    assert path.read_text() == "before\n"
+
+    path.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")
+    readme.update(path, PEERS)
+    once = path.read_text()
+    assert once.startswith("before\n")
+    assert once.endswith(f"{readme.END}\nafter\n")
+    assert "old" not in once
+    assert "| `layer_norm_forward` | 2 | 1.25x (0.50x to 2.00x) | 1 of 2 | 8.00x (8.00x to 8.00x) | 80 % |" in once
+    assert "| `batch_norm_forward` | 1 | - | - |" in once
+    readme.update(path, PEERS)
+    assert path.read_text() == once
