@@ -74,7 +74,7 @@ def _add(a: Any, b: Any, out: Any) -> None:
 def _copy_past_cache(a: Any, out: Any) -> None:
     for part in numba.prange(PARTS):
         begin, end = _share(a.size, part)
-        stream(out, begin, a[begin:end], end - begin)
+        stream(out, begin, a[begin:end], end - begin, a, a, end)
         fence()
 
 
@@ -85,7 +85,7 @@ def _add_past_cache(a: Any, b: Any, out: Any) -> None:
         for start in range(begin, end, BLOCK):
             stop = min(start + BLOCK, end)
             _add_share(a[start:stop], b[start:stop], row)
-            stream(out, start, row, stop - start)
+            stream(out, start, row, stop - start, a, b, stop)
         fence()
 
 

@@ -60,7 +60,7 @@ def _forward(x, weight, bias, eps, training, y, stats):
                 target, at = (buffer, 0) if staged else (ys, start + i)
                 scale_shift(xs, start + i, n, pivot, number(scale), offset, target, at)
                 if staged:
-                    stream(ys, start + i, buffer, n)
+                    stream(ys, start + i, buffer, n, xs, xs, start + i + inner)
         fence()
 
 
@@ -93,5 +93,5 @@ def _backward(dy, x, mean, rstd, weight, terms, count, dx, sums):
                 target, at = (buffer, 0) if staged else (dxs, start + i)
                 channel_gradient(dys, xs, start + i, n, m, r, number(scale), number(slope), shift, target, at)
                 if staged:
-                    stream(dxs, start + i, buffer, n)
+                    stream(dxs, start + i, buffer, n, dys, xs, start + i + inner)
         fence()

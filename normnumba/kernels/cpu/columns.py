@@ -65,6 +65,18 @@ def _add_moments(x, start, count, pivot, partial):
 
 
 @elementwise
+def _add_moments_of_four(x, start, width, pivot, partial):
+    """`_add_moments` of four rows: the accumulators are read and written once for all of them"""
+    first, second = partial[0], partial[1]
+    for j in range(width):
+        p = load(pivot, j)
+        a, b = load(x, start + j) - p, load(x, start + width + j) - p
+        c, d = load(x, start + 2 * width + j) - p, load(x, start + 3 * width + j) - p
+        accumulate(first, j, (a + b) + (c + d), 1)
+        accumulate(second, j, (a * a + b * b) + (c * c + d * d), 2)
+
+
+@elementwise
 def _add_products(dy, x, start, count, mean, rstd, partial):
     """partial += (dy, dy * t, t) with t = (x - mean) * rstd, for one row"""
     sum_dy, sum_dyt, sum_t = partial[0], partial[1], partial[2]
@@ -74,6 +86,21 @@ def _add_products(dy, x, start, count, mean, rstd, partial):
         accumulate(sum_dy, j, g, 1)
         accumulate(sum_dyt, j, g * t, 2)
         accumulate(sum_t, j, t, 3)
+
+
+@elementwise
+def _add_products_of_four(dy, x, start, width, mean, rstd, partial):
+    """`_add_products` of four rows"""
+    sum_dy, sum_dyt, sum_t = partial[0], partial[1], partial[2]
+    for j in range(width):
+        m, r, k = load(mean, j), load(rstd, j), start + j
+        a, e = load(dy, k), (load(x, k) - m) * r
+        b, f = load(dy, k + width), (load(x, k + width) - m) * r
+        c, g = load(dy, k + 2 * width), (load(x, k + 2 * width) - m) * r
+        d, h = load(dy, k + 3 * width), (load(x, k + 3 * width) - m) * r
+        accumulate(sum_dy, j, (a + b) + (c + d), 1)
+        accumulate(sum_dyt, j, (a * e + b * f) + (c * g + d * h), 2)
+        accumulate(sum_t, j, (e + f) + (g + h), 3)
 
 
 @elementwise
@@ -91,7 +118,7 @@ def _write_output(x, base, first, last, vectors, y, staged):
         at, fill, column = at + n, fill + n, (column + n) % width
         if fill == BLOCK or at == last:
             if staged:
-                stream(y, base + at - fill, buffer, fill)
+                stream(y, base + at - fill, buffer, fill, x, x, base + at)
             fill = 0
     fence()
 
@@ -112,7 +139,7 @@ def _write_gradient(dy, x, base, first, last, vectors, dx, staged):
         at, fill, column = at + n, fill + n, (column + n) % width
         if fill == BLOCK or at == last:
             if staged:
-                stream(dx, base + at - fill, buffer, fill)
+                stream(dx, base + at - fill, buffer, fill, dy, x, base + at)
             fill = 0
     fence()
 
@@ -127,13 +154,16 @@ def _flush(partial, totals):
 
 
 @elementwise
-def _total(totals, k, channels, c):
-    """The sum over blocks and folds of quantity k of column c"""
-    total = 0.0
-    for b in range(totals.shape[0]):
-        for j in range(c, totals.shape[2], channels):
-            total += totals[b, k, j]
-    return total
+def _merge(totals, channels):
+    """Add all blocks to the first, then all folds to the first, row by row: a column at a time would miss the cache"""
+    blocks, quantities, width = totals.shape
+    for b in range(1, blocks):
+        for k in range(quantities):
+            for j in range(width):
+                totals[0, k, j] += totals[b, k, j]
+    for k in range(quantities):
+        for j in range(channels, width):
+            totals[0, k, j % channels] += totals[0, k, j]
 
 
 @elementwise
@@ -160,10 +190,16 @@ def _block_moments(x, base, size, first, last, pivot, totals):
     width = pivot.size
     partial = np.zeros((2, width), pivot.dtype)
     totals[:] = 0
-    for r in range(first, last):
-        _add_moments(x, base + r * width, min(width, size - r * width), pivot, partial)
-        if (r + 1 - first) % GROUP == 0 or r + 1 == last:
-            _flush(partial, totals)
+    r = first
+    while r < last:
+        stop = min(r + GROUP, last)
+        while r + 4 <= stop and (r + 4) * width <= size:
+            _add_moments_of_four(x, base + r * width, width, pivot, partial)
+            r += 4
+        for k in range(r, stop):
+            _add_moments(x, base + k * width, min(width, size - k * width), pivot, partial)
+        r = stop
+        _flush(partial, totals)
 
 
 @elementwise
@@ -172,21 +208,26 @@ def _block_products(dy, x, base, size, first, last, vectors, totals):
     mean, rstd, width = vectors[0], vectors[1], vectors.shape[1]
     partial = np.zeros((3, width), vectors.dtype)
     totals[:] = 0
-    for r in range(first, last):
-        start = base + r * width
-        _add_products(dy, x, start, min(width, size - r * width), mean, rstd, partial)
-        if (r + 1 - first) % GROUP == 0 or r + 1 == last:
-            _flush(partial, totals)
+    r = first
+    while r < last:
+        stop = min(r + GROUP, last)
+        while r + 4 <= stop and (r + 4) * width <= size:
+            _add_products_of_four(dy, x, base + r * width, width, mean, rstd, partial)
+            r += 4
+        for k in range(r, stop):
+            _add_products(dy, x, base + k * width, min(width, size - k * width), mean, rstd, partial)
+        r = stop
+        _flush(partial, totals)
 
 
 @elementwise
-def _column_moments(x, start, rows, channels, c, pivot, totals, eps):
+def _column_moments(x, start, rows, stride, pivot, first, second, eps):
     """`moments` of a column, from its sums about the pivot, or from its elements where those are no good"""
-    shift = _total(totals, 0, channels, c) / rows
-    var = _total(totals, 1, channels, c) / rows - shift * shift
+    shift = first / rows
+    var = second / rows - shift * shift
     if shift * shift <= 4 * var:
         return pivot, shift, var, 1 / math.sqrt(var + eps)
-    return moments(x, start, rows, channels, 1, eps, pivot - pivot)
+    return moments(x, start, rows, stride, 1, eps, pivot - pivot)
 
 
 @variants(
@@ -206,11 +247,14 @@ def _forward(x, weight, bias, eps, vectors, totals, y, stats):
         o, b = task // blocks, task % blocks
         first, last = b * long_rows // blocks, (b + 1) * long_rows // blocks
         _block_moments(xs, o * size, size, first, last, frozen(vectors[o, 0]), totals[o, b])
+    for o in range(outer if training else 0):
+        _merge(totals[o], channels)
     for task in prange(outer * channels):
         o, c = task // channels, task % channels
         if training:
+            first, second = totals[o, 0, 0, c], totals[o, 0, 1, c]
             start, given = o * size + c, vectors[o, 0, c]
-            pivot, shift, var, r = _column_moments(xs, start, rows, channels, c, given, totals[o], eps)
+            pivot, shift, var, r = _column_moments(xs, start, rows, channels, given, first, second, eps)
             stats[0, o, c], stats[1, o, c], stats[2, o, c] = pivot + shift, var, r
         else:
             pivot = number(stats[0, o, c])
@@ -244,14 +288,16 @@ def _backward(dy, x, mean, rstd, weight, terms, count, vectors, totals, dx, sums
         o, b = task // blocks, task % blocks
         first, last = b * long_rows // blocks, (b + 1) * long_rows // blocks
         _block_products(dys, xs, o * size, size, first, last, frozen(vectors[o]), totals[o, b])
+    for o in range(outer if terms != GIVEN else 0):
+        _merge(totals[o], channels)
     for task in prange(outer * channels):
         o, c = task // channels, task % channels
         centre = (mean[o, c] - vectors[o, 0, c]) * rstd[o, c]
         if terms != GIVEN:
-            sums[0, o, c] = _total(totals[o], 0, channels, c)
+            sums[0, o, c] = totals[o, 0, 0, c]
             if terms == BATCH:
-                centre = _total(totals[o], 2, channels, c) / rows  # what rounding the mean left in xhat
-            sums[1, o, c] = _total(totals[o], 1, channels, c) - centre * sums[0, o, c]
+                centre = totals[o, 0, 2, c] / rows  # what rounding the mean left in xhat
+            sums[1, o, c] = totals[o, 0, 1, c] - centre * sums[0, o, c]
         scale = rstd[o, c] * weight[c]
         slope = -scale * sums[1, o, c] / count if terms != CONSTANT else 0.0
         shift = -scale * sums[0, o, c] / count - slope * centre if terms != CONSTANT else 0.0

@@ -188,6 +188,23 @@ def _stream_line(typingctx, dst, at, src, start):
 
 
 @intrinsic
+def _prefetch(typingctx, array, index):
+    """Ask for the cache line of array[index], which need not exist."""
+    signature = types.void(array, types.intp)
+
+    def codegen(context, builder, sig, args):
+        byte, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
+        pointer = builder.bitcast(_pointer(context, builder, sig.args[0], args[0], args[1]), byte)
+        kind = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
+        for_reading, keep, data = i32(0), i32(3), i32(1)
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        builder.call(prefetch, [pointer, for_reading, keep, data])
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
 def fence(typingctx):
     """Make this thread's streaming stores visible before anything that follows."""
 
@@ -199,8 +216,11 @@ def fence(typingctx):
 
 
 @elementwise
-def stream(dst, start, src, count):
+def stream(dst, start, src, count, first, second, ahead):
     """dst[start : start + count] = src[:count] with streaming stores; call `fence` when a thread has done its share.
+
+    Meanwhile it asks for first[ahead : ahead + count] and second[...], the inputs of what is computed next: a core that
+    computes one row, then stores it, would otherwise leave the memory idle while it computes.
 
     An ordinary store first reads the line it overwrites, so that a copy moves three bytes for two. LLVM's vectorizer
     refuses non-temporal stores in a computing loop, hence the detour of results through a small buffer in L1.
@@ -212,6 +232,8 @@ def stream(dst, start, src, count):
     body = head + (count - head) // lanes * lanes
     for i in range(head, body, lanes):
         _stream_line(dst, start + i, src, i)
+        _prefetch(first, ahead + i)
+        _prefetch(second, ahead + i)
     for i in range(body, count):
         _copy_element(dst, start + i, src, i)
 

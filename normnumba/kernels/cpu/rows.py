@@ -58,7 +58,7 @@ def _forward(x, weight, bias, eps, y, mean, rstd):
                 target, at = (buffer, 0) if staged else (ys, start + c)
                 normalize(xs, start + c, n, pivot, number(r), number(-shift * r), weight, bias, c, target, at)
                 if staged:
-                    stream(ys, start + c, buffer, n)
+                    stream(ys, start + c, buffer, n, xs, xs, start + c + cols)
         fence()
 
 
@@ -92,5 +92,5 @@ def _backward(dy, x, mean, rstd, weight, dx, partial):
                     target, at = (buffer, 0) if staged else (dxs, start + c)
                     row_gradient(dys, xs, start + c, n, m, r, number(slope), shift, weight, c, target, at)
                     if staged:
-                        stream(dxs, start + c, buffer, n)
+                        stream(dxs, start + c, buffer, n, dys, xs, start + c + cols)
         fence()
