@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -241,7 +242,7 @@ def batch_norm_forward(
     stats = _normalize_channels(kernels, view, x, scale, offset, eps, None, y)
     if view.count:
         _update(running_mean, stats[0], momentum)
-        _update(running_var, stats[1] * (view.count / (view.count - 1)), momentum)
+        _update(running_var, stats[1] * (view.count / max(view.count - 1, 1)), momentum)
     return y, stats[0].astype(view.number), stats[2].astype(view.number)
 
 
@@ -535,10 +536,14 @@ def batch_norm_backward_apply(
     sums = np.stack(_statistics(view, sum_dy=sum_dy, sum_dy_xhat=sum_dy_xhat))
     _check_like("dy", dy, x)
     scale = _parameter("weight", weight, (view.channels,), view.number, 1)
+    try:
+        count = operator.index(count)
+    except TypeError:
+        raise TypeError(f"count must be an int, got {count!r}") from None
     if count < 1 and x.size:
         raise ValueError(f"count is the values per channel in the whole batch, at least {view.count}, got {count}")
     dx = _output(out, x, (x, dy), (mean, rstd, weight, sum_dy, sum_dy_xhat))
-    _differentiate_channels(kernels, view, dy, x, means, rstds, scale, GIVEN, int(count), dx, sums)
+    _differentiate_channels(kernels, view, dy, x, means, rstds, scale, GIVEN, count, dx, sums)
     return dx
 
 
@@ -709,6 +714,8 @@ def _same_memory(a: Array, b: Array) -> bool:
 
 
 def _check_like(name: str, array: Array, x: Array) -> None:
+    if array is None:
+        raise TypeError(f"{name} must be an ndarray like x, got None")
     if array.dtype != x.dtype:
         raise TypeError(f"{name} must have x's dtype {x.dtype}, got {array.dtype}")
     if array.shape != x.shape:
@@ -746,11 +753,15 @@ def _mask(output_mask: Sequence[bool], length: int) -> Sequence[bool]:
 
 def _finite(name: str, value: float) -> float:
     try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a float, got {value!r}") from None
+        number = float(value) if not isinstance(value, str | bytes) else None
+    except OverflowError:
+        number = math.inf
+    except TypeError:
+        number = None
+    if number is None:
+        raise TypeError(f"{name} must be a float, got {value!r}")
     if not math.isfinite(number):
-        raise ValueError(f"{name} must be finite, got {value!r}")
+        raise ValueError(f"{name} must be finite, got {number}")
     return number
 
 

@@ -110,12 +110,16 @@ def as_rows(x: Array, axis: int | Sequence[int]) -> Rows:
     Nothing is copied where these axes are the innermost in memory: trailing axes of C-ordered arrays, leading axes of
     Fortran-ordered ones. Otherwise entering the view costs a copy of x, and leaving it another.
     """
+    if x is None:
+        raise TypeError("x must be an ndarray, got None")
     return _as_rows(x.shape, x.strides, _number(x), axis if isinstance(axis, int) else _int_tuple("axis", axis))
 
 
 def as_channels(x: Array, channel_axis: int) -> Channels:
     """View x as channels. Nothing is copied where x is contiguous in some order of its axes."""
-    return _as_channels(x.shape, x.strides, _number(x), channel_axis)
+    if x is None:
+        raise TypeError("x must be an ndarray, got None")
+    return _as_channels(x.shape, x.strides, _number(x), _integer("channel_axis", channel_axis))
 
 
 @functools.lru_cache(4096)
@@ -203,13 +207,16 @@ def _wrong_dtype(dtype: np.dtype[Any]) -> str:
 
 
 def _axis(name: str, axis: int, shape: Shape) -> int:
-    try:
-        axis = operator.index(axis)
-    except TypeError:
-        raise TypeError(f"{name} must be an int, got {axis!r}") from None
     if not -len(shape) <= axis < len(shape):
         raise ValueError(f"{name}={axis} is not an axis of an array of shape {shape}")
     return axis % len(shape)
+
+
+def _integer(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an int, got {value!r}") from None
 
 
 def _int_tuple(name: str, axes: Any) -> Shape:

@@ -81,17 +81,20 @@ def _backward(dy, x, mean, rstd, weight, terms, count, dx, sums):
             sum_dy, sum_dyt, sum_t = channel_sums(dys, xs, c * inner, outer, channels * inner, inner, m, r, number(0))
             if terms == BATCH:
                 centre = sum_t / (outer * inner)  # what rounding the mean left in xhat
-            sums[0, c], sums[1, c] = sum_dy, sum_dyt - centre * sum_dy
+            sums[0, c], sums[1, c] = sum_dy, sum_dyt - (centre * sum_dy if centre else 0.0)
         scale = rstd[c] * weight[c]
-        slope = -scale * sums[1, c] / count if terms != CONSTANT else 0.0
-        shift = number(-scale * sums[0, c] / count - slope * centre) if terms != CONSTANT else number(0)
+        slope = -scale * sums[1, c] / count
+        shift = number(-scale * sums[0, c] / count - slope * centre)
         buffer = np.empty(BLOCK if staged else 0, dx.dtype)
         for o in range(outer if dx.size else 0):
             start = (o * channels + c) * inner
             for i in range(0, inner, BLOCK):
                 n = min(BLOCK, inner - i)
                 target, at = (buffer, 0) if staged else (dxs, start + i)
-                channel_gradient(dys, xs, start + i, n, m, r, number(scale), number(slope), shift, target, at)
+                if terms == CONSTANT:
+                    scale_shift(dys, start + i, n, number(0), number(scale), number(0), target, at)
+                else:
+                    channel_gradient(dys, xs, start + i, n, m, r, number(scale), number(slope), shift, target, at)
                 if staged:
                     stream(dxs, start + i, buffer, n, dys, xs, start + i + inner)
         fence()

@@ -16,14 +16,11 @@ from numba import prange, types
 from .. import BATCH, CONSTANT, GIVEN
 from .compiling import array_in, array_out, variants
 from .launching import run
-from .lowlevel import accumulate, elementwise, fence, flat, frozen, load, must_stage, store, stream
-from .spans import BLOCK, moments
+from .lowlevel import accumulate, elementwise, fence, flat, frozen, load, must_stage, scalar, store, stream
+from .spans import BLOCK, GROUP, flush, moments
 
 FOLD = 128
 """Elements that a long row has at least."""
-
-GROUP = 64
-"""Long rows that are added up in the accumulator's type before they join a float64 total."""
 
 
 def columns_forward(x: Any, weight: Any, bias: Any, eps: float, training: bool, y: Any, stats: Any) -> None:
@@ -39,7 +36,7 @@ def columns_backward(
     """Write dx unless it is empty, and sum(dy) and sum(dy * xhat) into `sums` (2, O, C). See `channels_backward`."""
     width = _width(x)
     totals = np.empty((x.shape[0], _blocks(x, width), 3, width if terms != GIVEN else 0))
-    vectors = np.empty((x.shape[0], 5, width), weight.dtype)
+    vectors = np.empty((x.shape[0], 6, width), weight.dtype)
     run(_backward, x, (dy, x, mean, rstd, weight, terms, count, vectors, totals, dx, sums))
 
 
@@ -144,16 +141,7 @@ def _write_gradient(dy, x, base, first, last, vectors, dx, staged):
     fence()
 
 
-@elementwise
-def _flush(partial, totals):
-    """totals += partial; partial = 0"""
-    for k in range(partial.shape[0]):
-        for j in range(partial.shape[1]):
-            totals[k, j] += partial[k, j]
-            partial[k, j] = 0
-
-
-@elementwise
+@scalar
 def _merge(totals, channels):
     """Add all blocks to the first, then all folds to the first, row by row: a column at a time would miss the cache"""
     blocks, quantities, width = totals.shape
@@ -166,7 +154,7 @@ def _merge(totals, channels):
             totals[0, k, j % channels] += totals[0, k, j]
 
 
-@elementwise
+@scalar
 def _set_pivots(x, base, long_rows, channels, pivot):
     """pivot = the mean of each column over the first long rows, the same in every fold"""
     head, width = min(long_rows, 16), pivot.size
@@ -184,7 +172,7 @@ def _set_pivots(x, base, long_rows, channels, pivot):
             pivot[j] = mean
 
 
-@elementwise
+@scalar
 def _block_moments(x, base, size, first, last, pivot, totals):
     """totals = (sum(t), sum(t^2)) over the long rows from first to last"""
     width = pivot.size
@@ -199,10 +187,10 @@ def _block_moments(x, base, size, first, last, pivot, totals):
         for k in range(r, stop):
             _add_moments(x, base + k * width, min(width, size - k * width), pivot, partial)
         r = stop
-        _flush(partial, totals)
+        flush(partial, totals)
 
 
-@elementwise
+@scalar
 def _block_products(dy, x, base, size, first, last, vectors, totals):
     """totals = (sum(dy), sum(dy * t), sum(t)) over the long rows from first to last"""
     mean, rstd, width = vectors[0], vectors[1], vectors.shape[1]
@@ -217,17 +205,17 @@ def _block_products(dy, x, base, size, first, last, vectors, totals):
         for k in range(r, stop):
             _add_products(dy, x, base + k * width, min(width, size - k * width), mean, rstd, partial)
         r = stop
-        _flush(partial, totals)
+        flush(partial, totals)
 
 
-@elementwise
+@scalar
 def _column_moments(x, start, rows, stride, pivot, first, second, eps):
     """`moments` of a column, from its sums about the pivot, or from its elements where those are no good"""
     shift = first / rows
     var = second / rows - shift * shift
-    if shift * shift <= 4 * var:
+    if shift * shift <= 4 * var < math.inf:
         return pivot, shift, var, 1 / math.sqrt(var + eps)
-    return moments(x, start, rows, stride, 1, eps, pivot - pivot)
+    return moments(x, start, rows, stride, 1, eps, type(pivot)(0))
 
 
 @variants(
@@ -297,14 +285,19 @@ def _backward(dy, x, mean, rstd, weight, terms, count, vectors, totals, dx, sums
             sums[0, o, c] = totals[o, 0, 0, c]
             if terms == BATCH:
                 centre = totals[o, 0, 2, c] / rows  # what rounding the mean left in xhat
-            sums[1, o, c] = totals[o, 0, 1, c] - centre * sums[0, o, c]
+            sums[1, o, c] = totals[o, 0, 1, c] - (centre * sums[0, o, c] if centre else 0.0)
         scale = rstd[o, c] * weight[c]
-        slope = -scale * sums[1, o, c] / count if terms != CONSTANT else 0.0
-        shift = -scale * sums[0, o, c] / count - slope * centre if terms != CONSTANT else 0.0
+        slope, shift = -scale * sums[1, o, c] / count, -scale * sums[0, o, c] / count
         for j in range(c, width, channels):
-            vectors[o, 2, j], vectors[o, 3, j], vectors[o, 4, j] = scale, slope, shift
+            if terms == CONSTANT:  # what _write_output takes: the pivot, scale and shift of dy
+                vectors[o, 3, j], vectors[o, 4, j], vectors[o, 5, j] = 0, scale, 0
+            else:
+                vectors[o, 2, j], vectors[o, 3, j], vectors[o, 4, j] = scale, slope, shift - slope * centre
     staged = must_stage(dx, size, dy, x)
     for task in prange(outer * blocks if dx.size else 0):
         o, b = task // blocks, task % blocks
         first, last = b * long_rows // blocks * width, (b + 1) * long_rows // blocks * width
-        _write_gradient(dys, xs, o * size, first, min(last, size), frozen(vectors[o]), dxs, staged)
+        if terms == CONSTANT:
+            _write_output(dys, o * size, first, min(last, size), frozen(vectors[o, 3:]), dxs, staged)
+        else:
+            _write_gradient(dys, xs, o * size, first, min(last, size), frozen(vectors[o]), dxs, staged)

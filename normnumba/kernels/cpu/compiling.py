@@ -8,6 +8,7 @@ nothing stale can be found, and processes that compile at the same time write th
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -30,6 +31,10 @@ from numba.core.registry import cpu_target
 from .lowlevel import OPTIONS, accumulator
 
 _SOURCES = Path(__file__).parent
+
+_SOURCE = b"".join(f.read_bytes() for f in (_SOURCES.parent / "__init__.py", *sorted(_SOURCES.glob("*.py"))))
+"""The text of all kernel sources, read when they are imported: a file edited later is not what will be compiled."""
+
 _KEEP_DAYS = 7
 
 compiled: list[str] = []
@@ -87,12 +92,9 @@ def cache_folder() -> Path:
 
 def _fingerprint() -> str:
     """A hash of everything that decides the machine code of a variant."""
-    codegen = cpu_target.target_context.codegen()
-    text = hashlib.sha256(repr((sys.version_info[:2], platform.machine(), codegen.magic_tuple())).encode())
-    text.update(f"{numba.__version__} {llvmlite.__version__} {np.__version__}".encode())
-    for source in sorted(_SOURCES.glob("*.py")):
-        text.update(source.read_bytes())
-    return text.hexdigest()[:16]
+    target = repr((sys.version_info[:2], platform.machine(), cpu_target.target_context.codegen().magic_tuple()))
+    versions = f"{numba.__version__} {llvmlite.__version__} {np.__version__}"
+    return hashlib.sha256(_SOURCE + target.encode() + versions.encode()).hexdigest()[:16]
 
 
 def _forget_old(parent: Path) -> None:
@@ -122,9 +124,17 @@ class _CacheImpl(caching.CompileResultCacheImpl):
 
 
 class _Cache(caching.FunctionCache):
-    """numba's function cache in our folder; a folder that cannot be written means compiling again, not failing."""
+    """numba's function cache in our folder. One that cannot be read or written means compiling again, not failing."""
 
     _impl_class = _CacheImpl
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # unpickling a damaged file may raise anything
+            with contextlib.suppress(OSError):
+                self.flush()
+            return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
         try:

@@ -1,8 +1,9 @@
 """Serial or parallel: which twin of a kernel runs, and on which of numba's threading layers.
 
-Both twins give the same bits, so the choice is about speed and safety alone. GNU OpenMP kills a forked child that
-launches threads, and workqueue aborts the process when two Python threads launch at once; TBB survives both, so it is
-preferred, and the serial twin serves where a launch would not be safe.
+Both twins give the same bits, so the choice is about speed and safety alone. workqueue aborts the process when two
+Python threads launch at once, so there one of them takes the serial twin; TBB is preferred because it needs no such
+care. GNU OpenMP kills a forked child that launches threads, and under TBB a child forked while another thread was in a
+kernel was seen to hang, so children of a process that has launched threads stay serial.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ PARALLEL_FROM = 1 << 16
 """Elements from which the parallel twin is faster: a launch costs 4 to 7 us, a core moves some 5 elements a ns."""
 
 _launching = threading.Lock()
-_forked_from: str | None = None
+_forked = False
 
 
 def run(variant: Callable[..., Any], x: np.ndarray, args: tuple[Any, ...]) -> None:
@@ -62,7 +63,7 @@ def _preload_tbb() -> None:
 
 def _claim() -> bool:
     """Whether threads may be launched now. A True is followed by `_release`."""
-    if _forked_from not in (None, "tbb"):
+    if _forked:
         return False
     if layer() == "workqueue" and not _launching.acquire(blocking=False):
         return False
@@ -77,10 +78,9 @@ def _release() -> bool:
 
 
 def _after_fork_in_child() -> None:
-    global _forked_from, _launching
-    _launching = threading.Lock()
-    if layer.cache_info().currsize:
-        _forked_from = layer()
+    """A child of a process that has started threads has none of them, and only half of their state."""
+    global _forked
+    _forked = _forked or layer.cache_info().currsize > 0
 
 
 if hasattr(os, "register_at_fork"):

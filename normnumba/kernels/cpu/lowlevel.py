@@ -21,16 +21,18 @@ from numba.np.arrayobj import populate_array
 LINE = 64
 """Bytes in a cache line, and in one streaming store."""
 
-OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"nsz", "contract"}}
-"""How kernels are compiled: without `reassoc`, which may turn (x - pivot) - shift into x - (pivot + shift)."""
+OPTIONS = {"nogil": True, "error_model": "numpy"}
+"""How kernels are compiled. Strict arithmetic, because the serial and the parallel twin of a kernel, two compilations
+of one source, must give the same bits, and which product LLVM fuses with which sum is its own choice."""
 
 _INNER = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
-elementwise = numba.njit(**_INNER)
+scalar = numba.njit(**_INNER)
 """Decorates functions that only kernels call."""
 
-reduction = numba.njit(**{**_INNER, "fastmath": {"nsz", "contract", "reassoc"}})
-"""The same for loops that only sum: `reassoc` lets LLVM keep several partial sums. NaN and Inf stay honest."""
+elementwise = numba.njit(**_INNER, fastmath={"nsz", "contract"})
+"""The same for loops whose elements are independent: a product and the sum that follows become one instruction. Not
+`reassoc`, which may turn (x - pivot) - shift into x - (pivot + shift)."""
 
 STREAM_FROM = 8 << 20
 """Bytes of output from which it bypasses the caches: smaller ones are better left there for whoever reads them next."""
@@ -64,6 +66,20 @@ def _widen(context, builder, element, value):
 def _narrow(context, builder, element, value):
     """A value of the accumulator's type, rounded to `element`."""
     return value
+
+
+@intrinsic
+def plus(typingctx, total, value):
+    """total + value in a loop that sums, where LLVM may keep several partial sums.
+
+    This addition alone has `reassoc`. With it on a whole function, products and differences were regrouped too, in ways
+    that changed from one compilation to the next, and with them the last bits.
+    """
+
+    def codegen(context, builder, sig, args):
+        return builder.fadd(*args, flags=("reassoc", "nsz", "contract"))
+
+    return total(total, total), codegen
 
 
 @intrinsic
@@ -215,7 +231,7 @@ def fence(typingctx):
     return types.void(), codegen
 
 
-@elementwise
+@scalar
 def stream(dst, start, src, count, first, second, ahead):
     """dst[start : start + count] = src[:count] with streaming stores; call `fence` when a thread has done its share.
 
@@ -238,7 +254,7 @@ def stream(dst, start, src, count, first, second, ahead):
         _copy_element(dst, start + i, src, i)
 
 
-@elementwise
+@scalar
 def must_stage(out, contiguous, first, second):
     """Whether results go through a buffer: to be streamed, or because `out` is also one of the inputs."""
     same = out.ctypes.data == first.ctypes.data or out.ctypes.data == second.ctypes.data

@@ -10,7 +10,7 @@ from numba import prange, types
 from .compiling import array_in, array_out, variants
 from .launching import run
 from .lowlevel import fence, flat, must_stage, stream
-from .spans import BLOCK, add_parameter_gradients, moments, normalize, row_gradient, row_sums
+from .spans import BLOCK, GROUP, add_parameter_gradients, flush, moments, normalize, row_gradient, row_sums
 
 
 def rows_forward(x: Any, weight: Any, bias: Any, eps: float, y: Any, mean: Any, rstd: Any) -> None:
@@ -20,7 +20,7 @@ def rows_forward(x: Any, weight: Any, bias: Any, eps: float, y: Any, mean: Any, 
 
 def rows_backward(dy: Any, x: Any, mean: Any, rstd: Any, weight: Any, dx: Any, sums: Any) -> None:
     """Write dx unless it is empty, and unless `sums` (2, C) is empty dbias and dweight into it."""
-    partial = np.empty((2, _blocks(*x.shape), sums.shape[1]), sums.dtype)
+    partial = np.zeros((2, _blocks(*x.shape), sums.shape[1]))
     run(_backward, x, (dy, x, mean, rstd, weight, dx, partial))
     if sums.size:
         np.sum(partial, axis=1, out=sums)
@@ -30,7 +30,7 @@ def _blocks(rows: int, cols: int) -> int:
     """How many blocks of rows have parameter gradients of their own.
 
     It depends on the shape alone, so that their sums have the same bits on any number of threads, and keeps the partial
-    sums at 1 MiB of float32.
+    sums at 2 MiB.
     """
     return max(1, min(rows // 16, 64, (1 << 17) // max(cols, 1)))
 
@@ -65,20 +65,19 @@ def _forward(x, weight, bias, eps, y, mean, rstd):
 @variants(
     lambda T, A: types.void(
         *(array_in(T, 2), array_in(T, 2), array_in(A, 1), array_in(A, 1), array_in(A, 1)),
-        *(array_out(T, 2), array_out(A, 3)),
+        *(array_out(T, 2), array_out(types.float64, 3)),
     )
 )
 def _backward(dy, x, mean, rstd, weight, dx, partial):
     rows, cols = x.shape
-    dys, xs, dxs, sums, number = flat(dy), flat(x), flat(dx), flat(partial), mean.dtype.type
+    dys, xs, dxs, number = flat(dy), flat(x), flat(dx), mean.dtype.type
     blocks = partial.shape[1]
     staged = must_stage(dx, cols, dy, x)
     for block in prange(blocks):
         buffer = np.empty(BLOCK if staged else 0, dx.dtype)
-        dbias, dweight = sums[block * cols :], sums[(blocks + block) * cols :]
-        for c in range(cols if partial.size else 0):
-            dbias[c] = dweight[c] = 0
-        for row in range(block * rows // blocks, (block + 1) * rows // blocks):
+        sums = np.zeros((2, partial.shape[2]), mean.dtype)
+        last = (block + 1) * rows // blocks
+        for row in range(block * rows // blocks, last):
             start, m, r = row * cols, mean[row], rstd[row]
             sum_g, sum_gt, sum_t = row_sums(dys, xs, start, cols, m, r, weight, number(0))
             centre = sum_t / cols  # what rounding the mean left in xhat
@@ -87,10 +86,12 @@ def _backward(dy, x, mean, rstd, weight, dx, partial):
             for c in range(0, cols, BLOCK):
                 n = min(BLOCK, cols - c)
                 if partial.size:
-                    add_parameter_gradients(dys, xs, start + c, n, m, r, number(centre), dweight, dbias, c)
+                    add_parameter_gradients(dys, xs, start + c, n, m, r, number(centre), sums, c)
                 if dx.size:
                     target, at = (buffer, 0) if staged else (dxs, start + c)
                     row_gradient(dys, xs, start + c, n, m, r, number(slope), shift, weight, c, target, at)
                     if staged:
                         stream(dxs, start + c, buffer, n, dys, xs, start + c + cols)
+            if partial.size and (row + 1 == last or row % GROUP == 0):
+                flush(sums, partial[:, block])
         fence()

@@ -10,49 +10,62 @@ from __future__ import annotations
 
 import math
 
-from .lowlevel import accumulate, elementwise, load, reduction, store
+from .lowlevel import accumulate, elementwise, load, plus, scalar, store
 
 BLOCK = 4096
 """Elements that one loop takes: 16 KiB of float32, half of an L1 cache, and few enough roundings to ignore."""
+
+GROUP = 64
+"""Rows that are added up in the accumulator's type before they join a float64 total."""
 
 HEAD = 64
 """Elements whose mean is the first pivot: enough to be within two standard deviations of the mean nearly always."""
 
 
-@reduction
+@elementwise
 def _sum_about(x, start, count, pivot, zero):
     """sum(x - pivot)"""
     total = zero
     for i in range(start, start + count):
-        total += load(x, i) - pivot
+        total = plus(total, load(x, i) - pivot)
     return total
 
 
-@reduction
+@elementwise
 def _sums_about(x, start, count, scale, pivot, zero):
     """sum(t), sum(t^2) with t = x * scale - pivot"""
     first, second = zero, zero
     for i in range(start, start + count):
         t = load(x, i) * scale - pivot
-        first += t
-        second += t * t
+        first = plus(first, t)
+        second = plus(second, t * t)
     return first, second
 
 
-@elementwise
+@scalar
+def _add(total, rest, value):
+    """total + value, and rest plus what that rounding lost (Knuth's two-sum): runs of any number add up without loss"""
+    new = total + value
+    part = new - total
+    lost = (total - (new - part)) + (value - part)
+    return new, rest + lost if math.isfinite(new) else 0.0
+
+
+@scalar
 def _moments_about(x, start, outer, stride, inner, scale, pivot, zero):
     """mean(t), var(t) with t = x * scale - pivot"""
-    first, second = 0.0, 0.0
+    first, second, rest, rest2 = 0.0, 0.0, 0.0, 0.0
     for o in range(outer):
         for i in range(0, inner, BLOCK):
             a, b = _sums_about(x, start + o * stride + i, min(BLOCK, inner - i), scale, pivot, zero)
-            first += a
-            second += b
-    shift = first / (outer * inner)
-    return shift, second / (outer * inner) - shift * shift
+            first, rest = _add(first, rest, a)
+            second, rest2 = _add(second, rest2, b)
+    count = outer * inner
+    shift = (first + rest) / count
+    return shift, (second + rest2) / count - shift * shift
 
 
-@elementwise
+@scalar
 def _peak(x, start, outer, stride, inner):
     """max(|x|), sum(x) and whether all of the span is finite"""
     peak, total, finite = 0.0, 0.0, True
@@ -65,7 +78,7 @@ def _peak(x, start, outer, stride, inner):
     return peak, total, finite
 
 
-@elementwise
+@scalar
 def moments(x, start, outer, stride, inner, eps, zero):
     """pivot, shift, var, rstd: the mean is pivot + shift, var is biased, rstd = 1 / sqrt(var + eps).
 
@@ -108,20 +121,20 @@ def scale_shift(x, start, count, pivot, scale, shift, y, at):
         store(y, at + i, (load(x, start + i) - pivot) * scale + shift)
 
 
-@reduction
+@elementwise
 def _weighted_sums(dy, x, start, count, mean, rstd, weight, column, zero):
     """sum(g), sum(g * t), sum(t) with g = dy * weight, t = (x - mean) * rstd"""
     sum_g, sum_gt, sum_t = zero, zero, zero
     for i in range(count):
         g = load(dy, start + i) * load(weight, column + i)
         t = (load(x, start + i) - mean) * rstd
-        sum_g += g
-        sum_gt += g * t
-        sum_t += t
+        sum_g = plus(sum_g, g)
+        sum_gt = plus(sum_gt, g * t)
+        sum_t = plus(sum_t, t)
     return sum_g, sum_gt, sum_t
 
 
-@elementwise
+@scalar
 def row_sums(dy, x, start, count, mean, rstd, weight, zero):
     """`_weighted_sums` of a row of any length, in float64"""
     sum_g, sum_gt, sum_t = 0.0, 0.0, 0.0
@@ -142,37 +155,38 @@ def row_gradient(dy, x, start, count, mean, rstd, slope, shift, weight, column, 
 
 
 @elementwise
-def add_parameter_gradients(dy, x, start, count, mean, rstd, shift, dweight, dbias, at):
-    """dweight += dy * (t - shift), dbias += dy with t = (x - mean) * rstd"""
+def add_parameter_gradients(dy, x, start, count, mean, rstd, shift, sums, at):
+    """sums += (dy, dy * (t - shift)) with t = (x - mean) * rstd"""
+    dbias, dweight = sums[0], sums[1]
     for i in range(count):
         g = load(dy, start + i)
         accumulate(dweight, at + i, g * ((load(x, start + i) - mean) * rstd - shift), 1)
         accumulate(dbias, at + i, g, 2)
 
 
-@reduction
+@elementwise
 def _plain_sums(dy, x, start, count, mean, rstd, zero):
     """sum(dy), sum(dy * t), sum(t) with t = (x - mean) * rstd"""
     sum_dy, sum_dyt, sum_t = zero, zero, zero
     for i in range(start, start + count):
         t = (load(x, i) - mean) * rstd
-        sum_dy += load(dy, i)
-        sum_dyt += load(dy, i) * t
-        sum_t += t
+        sum_dy = plus(sum_dy, load(dy, i))
+        sum_dyt = plus(sum_dyt, load(dy, i) * t)
+        sum_t = plus(sum_t, t)
     return sum_dy, sum_dyt, sum_t
 
 
-@elementwise
+@scalar
 def channel_sums(dy, x, start, outer, stride, inner, mean, rstd, zero):
     """`_plain_sums` of a whole span, in float64"""
-    sum_dy, sum_dyt, sum_t = 0.0, 0.0, 0.0
+    sum_dy, sum_dyt, sum_t, rest, rest2 = 0.0, 0.0, 0.0, 0.0, 0.0
     for o in range(outer):
         for i in range(0, inner, BLOCK):
             a, b, c = _plain_sums(dy, x, start + o * stride + i, min(BLOCK, inner - i), mean, rstd, zero)
-            sum_dy += a
-            sum_dyt += b
+            sum_dy, rest = _add(sum_dy, rest, a)
+            sum_dyt, rest2 = _add(sum_dyt, rest2, b)
             sum_t += c
-    return sum_dy, sum_dyt, sum_t
+    return sum_dy + rest, sum_dyt + rest2, sum_t
 
 
 @elementwise
@@ -181,3 +195,12 @@ def channel_gradient(dy, x, start, count, mean, rstd, scale, slope, shift, dx, a
     for i in range(count):
         t = (load(x, start + i) - mean) * rstd
         store(dx, at + i, load(dy, start + i) * scale + t * slope + shift)
+
+
+@elementwise
+def flush(partial, totals):
+    """totals += partial; partial = 0"""
+    for k in range(partial.shape[0]):
+        for j in range(partial.shape[1]):
+            totals[k, j] += partial[k, j]
+            partial[k, j] = 0
