@@ -10,7 +10,7 @@ from numba import prange, types
 from .compiling import array_in, array_out, variants
 from .launching import run
 from .lowlevel import fence, flat, must_stage, stream
-from .spans import BLOCK, GROUP, add_parameter_gradients, flush, moments, normalize, row_gradient, row_sums
+from .spans import BLOCK, GROUP, flush, moments, normalize, row_gradient, row_gradients, row_sums
 
 
 def rows_forward(x: Any, weight: Any, bias: Any, eps: float, y: Any, mean: Any, rstd: Any) -> None:
@@ -74,24 +74,28 @@ def _backward(dy, x, mean, rstd, weight, dx, partial):
     blocks = partial.shape[1]
     staged = must_stage(dx, cols, dy, x)
     for block in prange(blocks):
-        buffer = np.empty(BLOCK if staged else 0, dx.dtype)
+        buffer = np.empty(BLOCK if staged or not dx.size else 0, dx.dtype)
         sums = np.zeros((2, partial.shape[2]), mean.dtype)
+        dbias, dweight = sums[0], sums[1]
         last = (block + 1) * rows // blocks
         for row in range(block * rows // blocks, last):
             start, m, r = row * cols, mean[row], rstd[row]
             sum_g, sum_gt, sum_t = row_sums(dys, xs, start, cols, m, r, weight, number(0))
             centre = sum_t / cols  # what rounding the mean left in xhat
             slope = -r * (sum_gt - centre * sum_g) / cols
-            shift = number(-r * sum_g / cols - slope * centre)
+            shift = -r * sum_g / cols - slope * centre
             for c in range(0, cols, BLOCK):
                 n = min(BLOCK, cols - c)
+                target, at = (buffer, 0) if staged or not dx.size else (dxs, start + c)
+                a, b = number(slope), number(shift)
                 if partial.size:
-                    add_parameter_gradients(dys, xs, start + c, n, m, r, number(centre), sums, c)
-                if dx.size:
-                    target, at = (buffer, 0) if staged else (dxs, start + c)
-                    row_gradient(dys, xs, start + c, n, m, r, number(slope), shift, weight, c, target, at)
-                    if staged:
-                        stream(dxs, start + c, buffer, n, dys, xs, start + c + cols)
+                    row_gradients(
+                        dys, xs, start + c, n, m, r, a, b, number(centre), weight, c, target, at, dbias, dweight
+                    )
+                else:
+                    row_gradient(dys, xs, start + c, n, m, r, a, b, weight, c, target, at)
+                if staged:
+                    stream(dxs, start + c, buffer, n, dys, xs, start + c + cols)
             if partial.size and (row + 1 == last or row % GROUP == 0):
                 flush(sums, partial[:, block])
         fence()
