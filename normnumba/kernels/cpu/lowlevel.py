@@ -37,8 +37,8 @@ elementwise = numba.njit(**_INNER, fastmath={"nsz", "contract"})
 STREAM_FROM = 8 << 20
 """Bytes of output from which it bypasses the caches: smaller ones are better left there for whoever reads them next."""
 
-STREAM_RUN = 512
-"""Contiguous elements below which streaming stores lose, because most of their lines would be written in part."""
+STREAM_RUN = 2048
+"""Contiguous elements below which streaming stores lose: rows of 768, 25 MB in all, took 2.0 ms with and 1.6 without."""
 
 _SCOPES = 4
 

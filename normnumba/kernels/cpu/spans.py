@@ -60,9 +60,9 @@ def _moments_about(x, start, outer, stride, inner, scale, pivot, zero):
             a, b = _sums_about(x, start + o * stride + i, min(BLOCK, inner - i), scale, pivot, zero)
             first, rest = _add(first, rest, a)
             second, rest2 = _add(second, rest2, b)
-    count = outer * inner
-    shift = (first + rest) / count
-    return shift, (second + rest2) / count - shift * shift
+    share = 1.0 / (outer * inner)
+    shift = (first + rest) * share
+    return shift, (second + rest2) * share - shift * shift
 
 
 @scalar
@@ -103,6 +103,8 @@ def moments(x, start, outer, stride, inner, eps, zero):
         else:
             break
     var = max(var, 0.0)  # squares below the smallest number are lost
+    if scale == 1.0:  # without the five divisions below, a fifth of a row of 768
+        return pivot, shift, var, 1.0 / math.sqrt(var + eps)
     return number(pivot / scale), shift / scale, var / scale / scale, scale / math.sqrt(var + eps * scale * scale)
 
 
