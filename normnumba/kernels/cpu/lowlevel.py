@@ -38,7 +38,7 @@ STREAM_FROM = 8 << 20
 """Bytes of output from which it bypasses the caches: smaller ones are better left there for whoever reads them next."""
 
 STREAM_RUN = 2048
-"""Contiguous elements below which streaming stores lose: rows of 768, 25 MB in all, took 2.0 ms with and 1.6 without."""
+"""Contiguous elements below which streaming stores lose: rows of 768, 25 MB in all, took 2.0 ms with, 1.6 without."""
 
 _SCOPES = 4
 
