@@ -20,7 +20,7 @@ from normnumba import reference
 Shape = tuple[int, ...]
 Arguments = dict[str, Any]
 
-DTYPES = ("float32", "float64")
+DTYPES = ("float32", "float64", "float16", "bfloat16")
 """Names of the dtypes every op takes, the default of every benchmark first."""
 
 
@@ -93,9 +93,12 @@ def unit_size(family: str, geometry: Geometry) -> int:
 
     Channels-last data cannot be taken a channel at a time, so there the unit is the whole array.
     """
-    if family == "layer_norm":
+    if family in ("layer_norm", "rms_norm"):
         return math.prod(geometry.shape[a] for a in geometry.axes)
     (channel,) = geometry.axes
+    if family in ("group_norm", "instance_norm"):
+        groups = _groups(geometry) if family == "group_norm" else geometry.shape[channel]
+        return geometry.size // max(geometry.shape[0] * groups, 1)
     inner = math.prod(geometry.shape[channel + 1 :])
     return geometry.size if inner == 1 else geometry.size // max(geometry.shape[channel], 1)
 
@@ -125,6 +128,17 @@ def _layer_backward(g: Geometry, dtype: np.dtype, rng: np.random.Generator) -> A
     _, mean, rstd = reference.layer_norm_forward(**forward)
     kind = accumulator(dtype)
     return {"dy": _normal(rng, g.shape, dtype), "mean": mean.astype(kind), "rstd": rstd.astype(kind), **forward}
+
+
+def _rms_forward(g: Geometry, dtype: np.dtype, rng: np.random.Generator) -> Arguments:
+    forward = _layer_forward(g, dtype, rng)
+    return {k: forward[k] for k in ("x", "weight", "axis")}
+
+
+def _rms_backward(g: Geometry, dtype: np.dtype, rng: np.random.Generator) -> Arguments:
+    forward = _rms_forward(g, dtype, rng)
+    _, rstd = reference.rms_norm_forward(**forward)
+    return {"dy": _normal(rng, g.shape, dtype), "rstd": rstd.astype(accumulator(dtype)), **forward}
 
 
 def _batch_forward(g: Geometry, dtype: np.dtype, rng: np.random.Generator) -> Arguments:
@@ -170,6 +184,29 @@ def _backward_apply(g: Geometry, dtype: np.dtype, rng: np.random.Generator) -> A
     return {**sums, "weight": weight, "sum_dy": sum_dy, "sum_dy_xhat": sum_dy_xhat, "count": count}
 
 
+def _groups(g: Geometry) -> int:
+    """32 groups as in most networks, or as many as that number and the channels have in common."""
+    return math.gcd(32, g.shape[g.axes[0]])
+
+
+def _group_forward(g: Geometry, dtype: np.dtype, rng: np.random.Generator) -> Arguments:
+    return {**_batch_forward(g, dtype, rng), "num_groups": _groups(g)}
+
+
+def _group_backward(g: Geometry, dtype: np.dtype, rng: np.random.Generator) -> Arguments:
+    forward = _group_forward(g, dtype, rng)
+    _, mean, rstd = reference.group_norm_forward(**forward)
+    kind = accumulator(dtype)
+    return {"dy": _normal(rng, g.shape, dtype), "mean": mean.astype(kind), "rstd": rstd.astype(kind), **forward}
+
+
+def _instance_backward(g: Geometry, dtype: np.dtype, rng: np.random.Generator) -> Arguments:
+    forward = _batch_forward(g, dtype, rng)
+    _, mean, rstd = reference.instance_norm_forward(**forward)
+    kind = accumulator(dtype)
+    return {"dy": _normal(rng, g.shape, dtype), "mean": mean.astype(kind), "rstd": rstd.astype(kind), **forward}
+
+
 # --- what torch calls the same thing ---------------------------------------------------------------------------------
 
 
@@ -198,6 +235,11 @@ def _torch_layer_backward(torch: ModuleType, a: Arguments) -> Callable[[], Any]:
     return lambda: f(t["dy"], t["x"], shape, mean, rstd, t["weight"], t["bias"], [True, True, True])
 
 
+def _torch_rms_forward(torch: ModuleType, a: Arguments) -> Callable[[], Any]:
+    t = _tensors(torch, a)
+    return lambda: torch.nn.functional.rms_norm(t["x"], t["weight"].shape, t["weight"], 1e-6)
+
+
 def _torch_batch_forward(torch: ModuleType, a: Arguments) -> Callable[[], Any]:
     t = _tensors(torch, a, a["channel_axis"])
     return lambda: torch.native_batch_norm(t["x"], t["weight"], t["bias"], None, None, True, 0.1, 1e-5)
@@ -220,6 +262,23 @@ def _torch_batch_inference_backward(torch: ModuleType, a: Arguments) -> Callable
     return lambda: f(t["dy"], t["x"], t["weight"], t["mean"], t["var"], None, None, False, 1e-5, mask)
 
 
+def _torch_group_forward(torch: ModuleType, a: Arguments) -> Callable[[], Any]:
+    t = _tensors(torch, a, a["channel_axis"])
+    n, c, *rest = t["x"].shape
+    size = math.prod(rest)
+    groups = a.get("num_groups", c)
+    return lambda: torch.native_group_norm(t["x"], t["weight"], t["bias"], n, c, size, groups, 1e-5)
+
+
+def _torch_group_backward(torch: ModuleType, a: Arguments) -> Callable[[], Any]:
+    t = _tensors(torch, a, a["channel_axis"])
+    n, c, *rest = t["x"].shape
+    size, groups, mask = math.prod(rest), a.get("num_groups", c), [True, True, True]
+    mean, rstd = torch.from_numpy(a["mean"]), torch.from_numpy(a["rstd"])
+    f = torch.ops.aten.native_group_norm_backward
+    return lambda: f(t["dy"], t["x"], mean, rstd, t["weight"], n, c, size, groups, mask)
+
+
 # --- the rows --------------------------------------------------------------------------------------------------------
 
 GRADIENTS = ("dx", "dweight", "dbias")
@@ -229,6 +288,8 @@ OPS = (
         "layer_norm_forward", "layer_norm", "forward", ("y", "mean", "rstd"), _layer_forward, 2, 1, _torch_layer_forward
     ),
     Op("layer_norm_backward", "layer_norm", "backward", GRADIENTS, _layer_backward, 3, 2, _torch_layer_backward),
+    Op("rms_norm_forward", "rms_norm", "forward", ("y", "rstd"), _rms_forward, 2, 1, _torch_rms_forward),
+    Op("rms_norm_backward", "rms_norm", "backward", ("dx", "dweight"), _rms_backward, 3, 2),
     Op(
         "batch_norm_forward", "batch_norm", "forward", ("y", "mean", "rstd"), _batch_forward, 2, 1, _torch_batch_forward
     ),
@@ -253,6 +314,30 @@ OPS = (
         0,
         _torch_batch_inference_backward,
     ),
+    Op(
+        "group_norm_forward", "group_norm", "forward", ("y", "mean", "rstd"), _group_forward, 2, 1, _torch_group_forward
+    ),
+    Op("group_norm_backward", "group_norm", "backward", GRADIENTS, _group_backward, 3, 2, _torch_group_backward),
+    Op(
+        "instance_norm_forward",
+        "instance_norm",
+        "forward",
+        ("y", "mean", "rstd"),
+        _batch_forward,
+        2,
+        1,
+        _torch_group_forward,
+    ),
+    Op(
+        "instance_norm_backward",
+        "instance_norm",
+        "backward",
+        GRADIENTS,
+        _instance_backward,
+        3,
+        2,
+        _torch_group_backward,
+    ),
     Op("batch_moments", "batch_norm", "moments", ("count", "mean", "var"), _moments, 1, 0),
     Op("batch_norm_backward_sums", "batch_norm", "moments", ("sum_dy", "sum_dy_xhat"), _backward_sums, 2, 0),
     Op("batch_norm_backward_apply", "batch_norm", "backward", ("dx",), _backward_apply, 3, 0),
@@ -276,6 +361,15 @@ SHAPES = {
         Geometry((32, 56, 56, 256), -1),
     ),
 }
+SHAPES["group_norm"] = (
+    Geometry((1, 32, 4, 4), 1),
+    Geometry((8, 64, 32, 32), 1),
+    Geometry((8, 32, 32, 64), -1),
+    Geometry((2, 320, 96, 96), 1),
+    Geometry((2, 96, 96, 320), -1),
+)
+SHAPES["instance_norm"] = (Geometry((8, 64, 32, 32), 1), Geometry((8, 32, 32, 64), -1), Geometry((8, 64, 128, 128), 1))
+SHAPES["rms_norm"] = SHAPES["layer_norm"]
 """What each family is timed on, from calls that fit a cache to arrays that do not."""
 
 RAGGED = {
@@ -308,6 +402,9 @@ RAGGED = {
         Geometry((6, 10), 0),
     ),
 }
+RAGGED["group_norm"] = tuple(g for g in RAGGED["batch_norm"] if g.axes != (0,))
+RAGGED["instance_norm"] = RAGGED["group_norm"]
+RAGGED["rms_norm"] = RAGGED["layer_norm"]
 """Small awkward shapes for tests: one row, one column, odd widths, ranks 1 to 5, reductions that are not trailing."""
 
 

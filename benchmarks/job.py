@@ -144,7 +144,9 @@ class Job:
         missing = {cell.op.name for cell in self.cells() if not hasattr(normnumba, cell.op.name)}
         if cells is None:
             ops = list(dict.fromkeys(cell.op for cell in self.cells()))
-            dtypes = self.options.dtype or (DTYPES[:1] if self.options.quick else DTYPES)
+            # Kernels of one more dtype compile for half a minute and more, and the tests cover the halves.
+            some = 1 if self.options.quick else len(DTYPES) if self.options.full else 2
+            dtypes = self.options.dtype or DTYPES[:some]
             cells = verify.cells_to_verify(ops, dtypes, self.options.full)
             if self.options.quick:
                 cells = [cell for cell in cells if cell.geometry.size <= verify.SMALL]

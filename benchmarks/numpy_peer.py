@@ -150,3 +150,86 @@ def batch_norm_backward_apply(
     dx -= xhat
     dx *= _along(weight * rstd, x, channel)
     return dx
+
+
+def rms_norm_forward(
+    x: Array, weight: Array, *, axis: int | tuple[int, ...] = -1, eps: float = 1e-6
+) -> tuple[Array, Array]:
+    axes = _axes(x, axis)
+    rstd = 1 / np.sqrt(np.square(x).mean(axes, keepdims=True) + x.dtype.type(eps))
+    y = x * rstd
+    y *= _along(weight, x, axes)
+    return y, rstd.squeeze(axes)
+
+
+def rms_norm_backward(
+    dy: Array, x: Array, rstd: Array, weight: Array, *, axis: int | tuple[int, ...] = -1
+) -> tuple[Array, Array]:
+    axes = _axes(x, axis)
+    others = _others(x, axes)
+    rstd = _along(rstd, x, others)
+    xhat = x * rstd
+    dweight = (dy * xhat).sum(others)
+    dx = dy * _along(weight, x, axes)
+    xhat *= (dx * xhat).mean(axes, keepdims=True)
+    dx -= xhat
+    dx *= rstd
+    return dx, dweight
+
+
+def _grouped(x: Array, channel_axis: int, num_groups: int) -> tuple[Array, tuple[int, ...]]:
+    """View x with its channels as (groups, width), and name the axes of a mean."""
+    channel = channel_axis % x.ndim
+    shape = (*x.shape[:channel], num_groups, x.shape[channel] // num_groups, *x.shape[channel + 1 :])
+    return x.reshape(shape), tuple(a for a in range(1, x.ndim + 1) if a != channel)
+
+
+def group_norm_forward(
+    x: Array, num_groups: int, weight: Array, bias: Array, *, channel_axis: int = 1, eps: float = 1e-5
+) -> tuple[Array, Array, Array]:
+    grouped, inside = _grouped(x, channel_axis, num_groups)
+    y, mean, rstd = _normalize(grouped, inside, eps)
+    y = y.reshape(x.shape)
+    y *= _along(weight, x, _axes(x, channel_axis))
+    y += _along(bias, x, _axes(x, channel_axis))
+    return y, mean.squeeze(inside), rstd.squeeze(inside)
+
+
+def group_norm_backward(
+    dy: Array,
+    x: Array,
+    mean: Array,
+    rstd: Array,
+    num_groups: int,
+    weight: Array,
+    bias: Array,
+    *,
+    channel_axis: int = 1,
+) -> tuple[Array, Array, Array]:
+    grouped, inside = _grouped(x, channel_axis, num_groups)
+    axes = _axes(x, channel_axis)
+    others = _others(x, axes)
+    rstd = np.expand_dims(rstd, inside)
+    xhat = (grouped - np.expand_dims(mean, inside)) * rstd
+    dweight, dbias = (dy * xhat.reshape(x.shape)).sum(others), dy.sum(others)
+    dx = (dy * _along(weight, x, axes)).reshape(grouped.shape)
+    inner = (dx * xhat).mean(inside, keepdims=True)
+    dx -= dx.mean(inside, keepdims=True)
+    xhat *= inner
+    dx -= xhat
+    dx *= rstd
+    return dx.reshape(x.shape), dweight, dbias
+
+
+def instance_norm_forward(
+    x: Array, weight: Array, bias: Array, *, channel_axis: int = 1, eps: float = 1e-5
+) -> tuple[Array, Array, Array]:
+    groups = x.shape[channel_axis]
+    return group_norm_forward(x, groups, weight, bias, channel_axis=channel_axis, eps=eps)
+
+
+def instance_norm_backward(
+    dy: Array, x: Array, mean: Array, rstd: Array, weight: Array, bias: Array, *, channel_axis: int = 1
+) -> tuple[Array, Array, Array]:
+    groups = x.shape[channel_axis]
+    return group_norm_backward(dy, x, mean, rstd, groups, weight, bias, channel_axis=channel_axis)

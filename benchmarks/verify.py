@@ -14,14 +14,16 @@ from dataclasses import asdict, dataclass
 from types import ModuleType
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from benchmarks.cases import DTYPES, RAGGED, SHAPES, Arguments, Op
 from benchmarks.selection import Cell
 
-TOLERANCE = {"float32": 32.0, "float64": 64.0}
-"""Allowed error in eps. float32 ops round a handful of times an element and sum in blocks; in float64 the reference
-itself rounds as often as the op does, over sums that NumPy takes pairwise."""
+TOLERANCE = {"float32": 32.0, "float64": 64.0, "float16": 2.0, "bfloat16": 2.0}
+"""Allowed error in eps. Halves are computed in float32 and rounded once. float32 ops round a handful of times an
+element and sum in blocks; in float64 the reference itself rounds as often as the op does, over sums that NumPy takes
+pairwise."""
 
 SUMS = {"dweight", "dbias", "sum_dy", "sum_dy_xhat"}
 """Outputs that are sums over many elements."""
@@ -74,7 +76,7 @@ def error_of(got: Any, want: Any, dtype: np.dtype, least: float = 1.0) -> float:
         return 0.0
     difference = float(np.max(np.abs(got.astype(np.float64) - want)))
     scale = max(float(np.max(np.abs(want))), least)
-    error = difference / scale / float(np.finfo(dtype).eps)
+    error = difference / scale / float(ml_dtypes.finfo(dtype).eps)
     return error if math.isfinite(error) else math.inf
 
 

@@ -2,7 +2,7 @@
 
 from .config import show_config
 from .dispatch import backends
-from .ops import (
+from .ops.batch import (
     batch_moments,
     batch_norm,
     batch_norm_backward,
@@ -11,10 +11,16 @@ from .ops import (
     batch_norm_forward,
     batch_norm_inference,
     batch_norm_inference_backward,
-    layer_norm,
-    layer_norm_backward,
-    layer_norm_forward,
 )
+from .ops.groups import (
+    group_norm,
+    group_norm_backward,
+    group_norm_forward,
+    instance_norm,
+    instance_norm_backward,
+    instance_norm_forward,
+)
+from .ops.rows import layer_norm, layer_norm_backward, layer_norm_forward, rms_norm, rms_norm_backward, rms_norm_forward
 
 __version__ = "0.1.0"
 
@@ -28,8 +34,17 @@ __all__ = [
     "batch_norm_forward",
     "batch_norm_inference",
     "batch_norm_inference_backward",
+    "group_norm",
+    "group_norm_backward",
+    "group_norm_forward",
+    "instance_norm",
+    "instance_norm_backward",
+    "instance_norm_forward",
     "layer_norm",
     "layer_norm_backward",
     "layer_norm_forward",
+    "rms_norm",
+    "rms_norm_backward",
+    "rms_norm_forward",
     "show_config",
 ]

@@ -110,6 +110,68 @@ def layer_norm(
     return layer_norm_forward(x, weight, bias, axis=axis, eps=eps)[0]
 
 
+# --- RMS norm --------------------------------------------------------------------------------------------------------
+
+
+def _rounded(xhat: Array, x: ArrayLike, casting: str) -> Array:
+    """xhat, rounded to x's dtype where `casting` says so."""
+    return xhat.astype(np.asarray(x).dtype).astype(np.float64) if casting == "input" else xhat
+
+
+def rms_norm_forward(
+    x: ArrayLike,
+    weight: Parameter = None,
+    *,
+    axis: int | Sequence[int] = -1,
+    eps: float = 1e-6,
+    weight_offset: float = 0.0,
+    casting: str = "float32",
+) -> tuple[Array, Array]:
+    """y = x * rstd * (weight_offset + weight) with rstd = 1 / sqrt(mean(x^2) + eps) over `axis`.
+
+    casting="input" rounds x * rstd to x's dtype before the weight multiplies it.
+    """
+    wide = _float64(x)
+    inside, others = _split(wide.ndim, axis)
+    rstd = 1.0 / np.sqrt(_mean(wide**2, inside) + eps)
+    scale = 1.0 if weight is None else weight_offset + _parameter(weight, 1.0, others)
+    return _rounded(wide * rstd, x, casting) * scale, np.squeeze(rstd, inside)
+
+
+def rms_norm_backward(
+    dy: ArrayLike,
+    x: ArrayLike,
+    rstd: ArrayLike,
+    weight: Parameter = None,
+    *,
+    axis: int | Sequence[int] = -1,
+    weight_offset: float = 0.0,
+    casting: str = "float32",
+    output_mask: Sequence[bool] = (True, True),
+) -> tuple[Array | None, Array | None]:
+    """dx = rstd * (g - xhat * mean(g * xhat)), g = dy * (weight_offset + weight); dweight = sum(dy * xhat)."""
+    dy, wide = _float64(dy), _float64(x)
+    inside, others = _split(wide.ndim, axis)
+    rstd = np.expand_dims(_float64(rstd), inside)
+    xhat = wide * rstd
+    g = dy * (1.0 if weight is None else weight_offset + _parameter(weight, 1.0, others))
+    dx = rstd * (g - xhat * _mean(g * xhat, inside))
+    return _select((dx, _sum(dy * _rounded(xhat, x, casting), others)), output_mask)
+
+
+def rms_norm(
+    x: ArrayLike,
+    weight: Parameter = None,
+    *,
+    axis: int | Sequence[int] = -1,
+    eps: float = 1e-6,
+    weight_offset: float = 0.0,
+    casting: str = "float32",
+) -> Array:
+    """`rms_norm_forward`, y alone."""
+    return rms_norm_forward(x, weight, axis=axis, eps=eps, weight_offset=weight_offset, casting=casting)[0]
+
+
 # --- batch norm ------------------------------------------------------------------------------------------------------
 
 
@@ -260,3 +322,115 @@ def batch_norm_backward_apply(
     mean, rstd, s1, s2 = (np.expand_dims(_float64(a), reduced) for a in (mean, rstd, sum_dy, sum_dy_xhat))
     xhat = (x - mean) * rstd
     return _parameter(weight, 1.0, reduced) * rstd * (dy - (s1 + xhat * s2) / max(count, 1))
+
+
+# --- group norm and instance norm
+# --------------------------------------------------------------------------------------
+
+
+def _grouped(x: Array, num_groups: int, channel_axis: int) -> tuple[Array, Axes]:
+    """x with its channel axis as (groups, channels of a group), and the axes that a mean is taken over."""
+    channel = channel_axis % x.ndim
+    shape = (*x.shape[:channel], num_groups, x.shape[channel] // num_groups, *x.shape[channel + 1 :])
+    return x.reshape(shape), tuple(a for a in range(1, x.ndim + 1) if a != channel)
+
+
+def _per_channel(value: Parameter, default: float, x: Array, num_groups: int, channel_axis: int) -> Array:
+    """`value` of shape (C,), or the default where it is None, to broadcast against `_grouped` x."""
+    if value is None:
+        return _float64(default)
+    after = x.ndim - 1 - channel_axis % x.ndim
+    return _float64(value).reshape((num_groups, -1, *[1] * after))
+
+
+def group_norm_forward(
+    x: ArrayLike,
+    num_groups: int,
+    weight: Parameter = None,
+    bias: Parameter = None,
+    *,
+    channel_axis: int = 1,
+    eps: float = 1e-5,
+) -> tuple[Array, Array, Array]:
+    """y = (x - mean) * rstd * weight + bias, with mean and rstd = 1 / sqrt(var + eps) of each group of each sample."""
+    x = _float64(x)
+    grouped, inside = _grouped(x, num_groups, channel_axis)
+    mean, centred = _centre(grouped, inside)
+    rstd = 1.0 / np.sqrt(_mean(centred**2, inside) + eps)
+    scale, shift = (_per_channel(v, d, x, num_groups, channel_axis) for v, d in ((weight, 1.0), (bias, 0.0)))
+    y = centred * rstd * scale + shift
+    return y.reshape(x.shape), np.squeeze(mean, inside), np.squeeze(rstd, inside)
+
+
+def group_norm_backward(
+    dy: ArrayLike,
+    x: ArrayLike,
+    mean: ArrayLike,
+    rstd: ArrayLike,
+    num_groups: int,
+    weight: Parameter = None,
+    bias: Parameter = None,
+    *,
+    channel_axis: int = 1,
+    output_mask: Sequence[bool] = (True, True, True),
+) -> tuple[Array | None, Array | None, Array | None]:
+    """dx = rstd * (g - mean(g) - xhat * mean(g * xhat)), g = dy * weight; dweight = sum(dy * xhat), dbias = sum(dy).
+
+    xhat is centred by the mean of x itself, for the reason given in `layer_norm_backward`.
+    """
+    dy, x = _float64(dy), _float64(x)
+    grouped, inside = _grouped(x, num_groups, channel_axis)
+    dys = dy.reshape(grouped.shape)
+    rstd = np.expand_dims(_float64(rstd), inside)
+    xhat = _centre(grouped, inside)[1] * rstd
+    dx = _gradient(dys, xhat, rstd, _per_channel(weight, 1.0, x, num_groups, channel_axis), inside)
+    channel = channel_axis % x.ndim
+    others = tuple(a for a in range(x.ndim + 1) if a not in (channel, channel + 1))
+    dweight, dbias = _sum(dys * xhat, others).ravel(), _sum(dys, others).ravel()
+    return _select((dx.reshape(x.shape), dweight, dbias), output_mask)
+
+
+def group_norm(
+    x: ArrayLike,
+    num_groups: int,
+    weight: Parameter = None,
+    bias: Parameter = None,
+    *,
+    channel_axis: int = 1,
+    eps: float = 1e-5,
+) -> Array:
+    """`group_norm_forward`, y alone."""
+    return group_norm_forward(x, num_groups, weight, bias, channel_axis=channel_axis, eps=eps)[0]
+
+
+def instance_norm_forward(
+    x: ArrayLike, weight: Parameter = None, bias: Parameter = None, *, channel_axis: int = 1, eps: float = 1e-5
+) -> tuple[Array, Array, Array]:
+    """`group_norm_forward` with a group for each channel: mean and rstd are (N, C)."""
+    groups = np.shape(x)[channel_axis]
+    return group_norm_forward(x, groups, weight, bias, channel_axis=channel_axis, eps=eps)
+
+
+def instance_norm_backward(
+    dy: ArrayLike,
+    x: ArrayLike,
+    mean: ArrayLike,
+    rstd: ArrayLike,
+    weight: Parameter = None,
+    bias: Parameter = None,
+    *,
+    channel_axis: int = 1,
+    output_mask: Sequence[bool] = (True, True, True),
+) -> tuple[Array | None, Array | None, Array | None]:
+    """`group_norm_backward` with a group for each channel."""
+    groups = np.shape(x)[channel_axis]
+    return group_norm_backward(
+        dy, x, mean, rstd, groups, weight, bias, channel_axis=channel_axis, output_mask=output_mask
+    )
+
+
+def instance_norm(
+    x: ArrayLike, weight: Parameter = None, bias: Parameter = None, *, channel_axis: int = 1, eps: float = 1e-5
+) -> Array:
+    """`instance_norm_forward`, y alone."""
+    return instance_norm_forward(x, weight, bias, channel_axis=channel_axis, eps=eps)[0]

@@ -13,16 +13,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
 
-_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+_FLOAT16, _FLOAT32, _FLOAT64 = np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64)
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
-NUMBERS: dict[np.dtype[Any], np.dtype[Any]] = {_FLOAT32: _FLOAT32, _FLOAT64: _FLOAT64}
+NUMBERS: dict[np.dtype[Any], np.dtype[Any]] = {
+    _FLOAT32: _FLOAT32,
+    _FLOAT64: _FLOAT64,
+    _FLOAT16: _FLOAT32,
+    _BFLOAT16: _FLOAT32,
+}
 """The dtypes of x, and the one that each is computed in, statistics and parameters included."""
+
+STORAGE: dict[np.dtype[Any], np.dtype[Any]] = {
+    _FLOAT32: _FLOAT32,
+    _FLOAT64: _FLOAT64,
+    _FLOAT16: np.dtype(np.uint16),
+    _BFLOAT16: np.dtype(np.int16),
+}
+"""How kernels see arrays of each dtype: numba has no half types for CPUs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +52,8 @@ class View:
     """Whether `order` is that of the axes."""
     packed: bool
     """Whether arrays in C order need neither a transpose nor a reshape."""
+    storage: np.dtype[Any]
+    """The dtype under which kernels see the arrays."""
 
     def enter(self, array: Array) -> Array:
         """`array` in the kernels' geometry; copied unless it lies in memory in that order."""
@@ -47,20 +64,26 @@ class View:
         flags = array.flags
         if not (flags.c_contiguous and flags.aligned):
             array = array.copy(order="C")
-        return array if self.packed else array.reshape(self.geometry)
+        return self._merge(array)
 
     def result(self, out: Array) -> Array:
         """Where a kernel writes so that `leave` can put it into `out`: that array itself if its layout allows."""
         array = out if self.ordered else out.transpose(self.order)
         flags = array.flags
         if flags.c_contiguous and flags.aligned and type(array) is np.ndarray:
-            return array if self.packed else array.reshape(self.geometry)
-        return np.empty(self.geometry, out.dtype)
+            return self._merge(array)
+        return np.empty(self.geometry, self.storage)
+
+    def _merge(self, array: Array) -> Array:
+        if array.dtype is not self.storage:
+            array = array.view(self.storage)
+        return array if self.packed else array.reshape(self.geometry)
 
     def leave(self, result: Array, out: Array) -> None:
         """Copy a kernel's result to `out` unless the kernel wrote there itself."""
         if result is not out and not np.may_share_memory(result, out):
-            np.copyto(out.transpose(self.order), result.reshape([self.shape[a] for a in self.order]))
+            ordered = result.view(out.dtype).reshape([self.shape[a] for a in self.order])
+            np.copyto(out.transpose(self.order), ordered)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,26 +127,44 @@ class Channels(View):
         return (1, self.channels) if self.columns else (self.channels,)
 
 
+@dataclass(frozen=True, slots=True)
+class Groups(View):
+    """(N, G, K, S), or with the channels last in memory columns (N, S, C). Statistics are (N, G)."""
+
+    channels: int
+    groups: int
+    columns: bool
+
+
 def as_rows(x: Array, axis: int | Sequence[int]) -> Rows:
     """View x as rows to be normalized over `axis`.
 
     Nothing is copied where these axes are the innermost in memory: trailing axes of C-ordered arrays, leading axes of
     Fortran-ordered ones. Otherwise entering the view costs a copy of x, and leaving it another.
     """
-    if x is None:
-        raise TypeError("x must be an ndarray, got None")
-    return _as_rows(x.shape, x.strides, _number(x), axis if isinstance(axis, int) else _int_tuple("axis", axis))
+    _require(x)
+    axes = axis if isinstance(axis, int) else _int_tuple("axis", axis)
+    return _as_rows(x.shape, x.strides, _supported(x.dtype), axes)
 
 
 def as_channels(x: Array, channel_axis: int) -> Channels:
     """View x as channels. Nothing is copied where x is contiguous in some order of its axes."""
-    if x is None:
-        raise TypeError("x must be an ndarray, got None")
-    return _as_channels(x.shape, x.strides, _number(x), _integer("channel_axis", channel_axis))
+    _require(x)
+    return _as_channels(x.shape, x.strides, _supported(x.dtype), _integer("channel_axis", channel_axis))
+
+
+def as_groups(x: Array, channel_axis: int, num_groups: int | None) -> Groups:
+    """View x as groups of channels of each sample on axis 0, or without a number as a group for each channel.
+
+    Nothing is copied where the samples are outermost in memory and the channels follow them or are innermost.
+    """
+    _require(x)
+    groups = None if num_groups is None else _integer("num_groups", num_groups)
+    return _as_groups(x.shape, x.strides, _supported(x.dtype), _integer("channel_axis", channel_axis), groups)
 
 
 @functools.lru_cache(4096)
-def _as_rows(shape: Shape, strides: Shape, number: np.dtype[Any], axis: int | Shape) -> Rows:
+def _as_rows(shape: Shape, strides: Shape, dtype: np.dtype[Any], axis: int | Shape) -> Rows:
     rank = len(shape)
     axes = sorted(_axis("axis", a, shape) for a in ((axis,) if isinstance(axis, int) else axis))
     if not axes or len(set(axes)) != len(axes):
@@ -140,7 +181,8 @@ def _as_rows(shape: Shape, strides: Shape, number: np.dtype[Any], axis: int | Sh
         shape=shape,
         order=order,
         geometry=geometry,
-        number=number,
+        number=NUMBERS[dtype],
+        storage=STORAGE[dtype],
         ordered=ordered,
         packed=ordered and geometry == shape,
         kept=kept_shape,
@@ -151,7 +193,7 @@ def _as_rows(shape: Shape, strides: Shape, number: np.dtype[Any], axis: int | Sh
 
 
 @functools.lru_cache(4096)
-def _as_channels(shape: Shape, strides: Shape, number: np.dtype[Any], channel_axis: int) -> Channels:
+def _as_channels(shape: Shape, strides: Shape, dtype: np.dtype[Any], channel_axis: int) -> Channels:
     channel = _axis("channel_axis", channel_axis, shape)
     order = _memory_order(shape, strides)
     place = order.index(channel)
@@ -164,12 +206,48 @@ def _as_channels(shape: Shape, strides: Shape, number: np.dtype[Any], channel_ax
         shape=shape,
         order=order,
         geometry=geometry,
-        number=number,
+        number=NUMBERS[dtype],
+        storage=STORAGE[dtype],
         ordered=ordered,
         packed=ordered and geometry == shape,
         channels=channels,
         count=outer * inner,
         columns=inner == 1,
+    )
+
+
+@functools.lru_cache(4096)
+def _as_groups(shape: Shape, strides: Shape, dtype: np.dtype[Any], channel_axis: int, num_groups: int | None) -> Groups:
+    if len(shape) < 2:
+        raise ValueError(f"x must have samples on axis 0 and channels on another axis, got shape {shape}")
+    channel = _axis("channel_axis", channel_axis, shape)
+    if channel == 0:
+        raise ValueError(
+            f"channel_axis={channel_axis} is that of the samples for x of shape {shape}; it must be another"
+        )
+    channels = shape[channel]
+    groups = channels if num_groups is None else num_groups
+    if channels and (groups < 1 or channels % groups):
+        raise ValueError(f"num_groups must divide the {channels} channels of x of shape {shape}, got {num_groups}")
+    order = _memory_order(shape, strides)
+    inner = tuple(a for a in order if a not in (0, channel))
+    columns = order[0] == 0 and order[-1] == channel and bool(inner)
+    order = (0, *inner, channel) if columns else (0, channel, *inner)
+    size = math.prod(shape[a] for a in inner)
+    width = channels // groups if groups else 0
+    geometry = (shape[0], size, channels) if columns else (shape[0], groups, width, size)
+    ordered = order == tuple(range(len(shape)))
+    return Groups(
+        shape=shape,
+        order=order,
+        geometry=geometry,
+        number=NUMBERS[dtype],
+        storage=STORAGE[dtype],
+        ordered=ordered,
+        packed=ordered and geometry == shape,
+        channels=channels,
+        groups=groups,
+        columns=columns,
     )
 
 
@@ -192,11 +270,15 @@ def _unmerge(values: Array, shape: Shape, order: Shape) -> Array:
     return np.ascontiguousarray(ordered.transpose(np.argsort(order))).reshape(shape)
 
 
-def _number(x: Array) -> np.dtype[Any]:
-    try:
-        return NUMBERS[x.dtype]
-    except KeyError:
-        raise TypeError(_wrong_dtype(x.dtype)) from None
+def _require(x: Any) -> None:
+    if x is None:
+        raise TypeError("x must be an ndarray, got None")
+
+
+def _supported(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    if dtype not in NUMBERS:
+        raise TypeError(_wrong_dtype(dtype))
+    return dtype
 
 
 def _wrong_dtype(dtype: np.dtype[Any]) -> str:

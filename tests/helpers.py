@@ -1,5 +1,6 @@
 """What the tests of the public functions share: arguments of the table's ops, and comparing results."""
 
+import math
 import os
 import subprocess
 import sys
@@ -16,8 +17,19 @@ ROOT = Path(__file__).parents[1]
 
 BY_NAME = {op.name: op for op in OPS}
 
+WIDE = ("float32", "float64")
+"""Where magnitudes, layouts and threads are tested: halves differ from float32 in their loads and stores alone."""
+
+ROWS = ("layer_norm", "rms_norm")
+
+
+def shared(rows, channels):
+    """The same value for all families of a kind."""
+    return {**dict.fromkeys(ROWS, rows), **dict.fromkeys(("batch_norm", "group_norm", "instance_norm"), channels)}
+
+
 EVERY_CASE = [(op, geometry, dtype) for op in OPS for geometry in RAGGED[op.family] for dtype in DTYPES]
-EVERY_OP = [(op, dtype) for op in OPS for dtype in DTYPES]
+EVERY_OP = [(op, dtype) for op in OPS for dtype in WIDE]
 
 
 def name_of(value):
@@ -88,7 +100,10 @@ def output_shapes(op, geometry):
     """The shapes that the contract gives the outputs of an op."""
     shape, axes = geometry.shape, geometry.axes
     inside, outside = (tuple(n for a, n in enumerate(shape) if (a in axes) == side) for side in (True, False))
-    statistic, parameter = (outside, inside) if op.family == "layer_norm" else (inside, inside)
+    statistic, parameter = (outside, inside) if op.family in ROWS else (inside, inside)
+    if op.family in ("group_norm", "instance_norm"):
+        groups = math.gcd(32, *inside) if op.family == "group_norm" else inside[0]
+        statistic = (shape[0], groups)
     shapes = {"y": shape, "dx": shape, "count": (), "mean": statistic, "rstd": statistic}
     return [shapes.get(name, parameter) for name in op.outputs]
 

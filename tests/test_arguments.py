@@ -7,9 +7,8 @@ import numpy as np
 from hypothesis import event, given, settings
 
 import normnumba
-from benchmarks.cases import DTYPES
 from normnumba import reference
-from tests.helpers import BY_NAME, assert_matches
+from tests.helpers import BY_NAME, WIDE, assert_matches
 
 EXAMPLES = settings(max_examples=150)
 
@@ -45,7 +44,7 @@ def arrays(draw):
     """x and dy, of the same shape and dtype, and the generator that filled them."""
     shape = tuple(draw(st.lists(st.integers(0, 9), min_size=1, max_size=5)))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    dtype = draw(st.sampled_from(DTYPES))
+    dtype = draw(st.sampled_from(WIDE))
     order = draw(st.permutations(range(len(shape))))
     x, dy = (
         in_layout(rng.standard_normal(shape).astype(dtype), draw(st.sampled_from(LAYOUTS)), order) for _ in range(2)

@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 
 import normnumba
-from benchmarks.cases import DTYPES, OPS, Geometry
+from benchmarks.cases import OPS, Geometry
 from normnumba.kernels.cpu import compiling, launching
-from tests.helpers import BY_NAME, arguments_of, assert_identical, name_of, run_python, takes_out
+from tests.helpers import BY_NAME, WIDE, arguments_of, assert_identical, name_of, run_python, shared, takes_out
 
-LARGE = {
-    "layer_norm": (
+LARGE = shared(
+    rows=(
         Geometry((101, 777), -1),
         Geometry((2, 65537), -1),
         Geometry((25001, 3), -1),
         Geometry((97, 801), 0),
     ),
-    "batch_norm": (
+    channels=(
         Geometry((5, 7, 43, 47), 1),
         Geometry((3, 43, 47, 13), -1),
         Geometry((25001, 3), 1),
@@ -30,10 +30,10 @@ LARGE = {
         Geometry((1501, 70), 1),
         Geometry((70, 1023), 1),
     ),
-}
+)
 """Past the size from which threads are used, in every geometry, with blocks that are not all alike."""
 
-LARGE_CASES = [(op, geometry, dtype) for op in OPS for geometry in LARGE[op.family] for dtype in DTYPES]
+LARGE_CASES = [(op, geometry, dtype) for op in OPS for geometry in LARGE[op.family] for dtype in WIDE]
 
 LAYERS = ("tbb", "omp", "workqueue")
 
@@ -63,7 +63,7 @@ print(numba.get_num_threads(), sum("parallel" in name for name in compiling.comp
     for n, lines in zip((2, 4), more, strict=True):
         threads, parallel = map(int, lines.pop().split())
         assert threads == n
-        assert parallel == 12
+        assert parallel == 16
         assert lines == one, f"{n} threads"
 
 
@@ -103,7 +103,7 @@ def test_calling_again_gives_the_same_bits(op, geometry, dtype, rng):
         assert_identical(op(normnumba, moved), first, "at another alignment")
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", WIDE)
 @pytest.mark.parametrize("widths", [range(1, 131), (1023, 4095, 4096, 4097, 4098), (65537,)], ids=str)
 def test_a_row_alone_is_the_row_in_a_batch(widths, dtype, rng, monkeypatch):
     rows, alone = 37, (0, 17, 36)

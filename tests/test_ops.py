@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 
 import normnumba
-from benchmarks.cases import DTYPES, OPS, RAGGED, Geometry
+from benchmarks.cases import OPS, RAGGED, Geometry
 from normnumba import reference
 from tests.helpers import (
     BY_NAME,
     EVERY_CASE,
     EVERY_OP,
+    ROWS,
+    WIDE,
     arguments_of,
     assert_identical,
     assert_matches,
@@ -19,21 +21,22 @@ from tests.helpers import (
     data_type_of,
     name_of,
     output_shapes,
+    shared,
     takes_out,
     x_sized,
 )
 from tests.tolerances import assert_close
 
-TYPICAL = {
-    "layer_norm": (Geometry((67, 1023), -1), Geometry((4, 6, 10), (0, 2))),
-    "batch_norm": (Geometry((3, 5, 7, 33), 1), Geometry((3, 5, 7, 33), -1)),
-}
+TYPICAL = shared(
+    rows=(Geometry((67, 1023), -1), Geometry((4, 6, 10), (0, 2))),
+    channels=(Geometry((3, 5, 7, 33), 1), Geometry((3, 5, 7, 33), -1)),
+)
 """One shape that is normalized where it lies and one that is not, or a shape of each geometry."""
 
-LARGE = {"layer_norm": Geometry((1025, 2051), -1), "batch_norm": Geometry((3, 5, 400, 401), 1)}
+LARGE = shared(rows=Geometry((1025, 2051), -1), channels=Geometry((3, 5, 400, 401), 1))
 """Past the size from which outputs bypass the caches (8 MiB of float32), with ends that are no whole cache line."""
 
-TYPICAL_CASES = [(op, g, dtype) for op in OPS for g in TYPICAL[op.family] for dtype in DTYPES]
+TYPICAL_CASES = [(op, g, dtype) for op in OPS for g in TYPICAL[op.family] for dtype in WIDE]
 WITH_OUT = [(op, g, dtype) for op, g, dtype in TYPICAL_CASES if takes_out(op)]
 PARAMETERS = {  # those of each op
     "layer_norm_forward": ("weight", "bias"),
@@ -123,7 +126,7 @@ def test_parameters_of_any_real_dtype_and_stride(op, dtype, kind, rng):
             assert a.shape == arguments["weight"].shape
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", WIDE)
 @pytest.mark.parametrize("op", WITH_EPS, ids=name_of)
 def test_any_eps(op, dtype, rng):
     arguments = arguments_of(op, TYPICAL[op.family][0], dtype, rng)
@@ -135,7 +138,7 @@ def test_any_eps(op, dtype, rng):
 
 
 @pytest.mark.parametrize("geometry_index", [0, 1])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", WIDE)
 @pytest.mark.parametrize("op", BACKWARDS, ids=name_of)
 def test_output_mask(op, dtype, geometry_index, rng):
     arguments = arguments_of(op, TYPICAL[op.family][geometry_index], dtype, rng)
@@ -206,7 +209,7 @@ def running_in(kind):
 
 @pytest.mark.parametrize("momentum", [0.0, 0.1, 1.0, 1])
 @pytest.mark.parametrize("kind", ["float16", "float32", "float64", "strided"])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", WIDE)
 @pytest.mark.parametrize("channel_axis", [1, -1])
 def test_running_statistics(channel_axis, dtype, kind, momentum, rng):
     x = (rng.standard_normal((3, 5, 4, 5)) * 2 + 1).astype(dtype)
@@ -247,7 +250,7 @@ def test_running_statistics_can_be_large(rng):
 # --- shorthands, blocks ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", WIDE)
 def test_shorthands_are_y_alone(dtype, rng):
     layer = arguments_of(BY_NAME["layer_norm_forward"], Geometry((4, 6, 10), (0, 2)), dtype, rng)
     batch = arguments_of(BY_NAME["batch_norm_forward"], Geometry((3, 5, 7), 2), dtype, rng)
@@ -298,7 +301,7 @@ def test_blocks_merge_into_the_whole(geometry, dtype, hard, rng):
     assert_matches(backward, {**whole, **statistics}, backward(normnumba, {**whole, **statistics}), note="whole")
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", WIDE)
 def test_a_float64_mean_keeps_its_digits_in_inference(dtype, rng):
     x = (rng.standard_normal((50, 3, 20)) * 1e-2 + 1e4).astype(dtype)
     for axis in (1, 2):
@@ -320,7 +323,7 @@ def test_a_float64_mean_keeps_its_digits_in_inference(dtype, rng):
     ("shape", "axis"),
     [((0, 3), -1), ((3, 0), -1), ((0, 0), -1), ((0,), 0), ((2, 0, 4), (1, 2)), ((2, 0, 4), 0), ((0, 3, 4), (0, 1))],
 )
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", WIDE)
 def test_layer_norm_of_nothing(shape, axis, dtype):
     geometry = Geometry(shape, axis)
     inside = tuple(shape[a] for a in geometry.axes)
@@ -340,7 +343,7 @@ def test_layer_norm_of_nothing(shape, axis, dtype):
 
 @pytest.mark.parametrize("channel_axis", [1, -1])
 @pytest.mark.parametrize("shape", [(0, 3), (4, 0), (1, 0), (0, 0), (0, 3, 4), (2, 0, 4), (2, 3, 0), (0, 3, 2, 2)])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", WIDE)
 def test_batch_norm_of_nothing(shape, channel_axis, dtype):
     channels, axis = shape[channel_axis], {"channel_axis": channel_axis}
     x, weight = np.empty(shape, dtype), np.ones(channels)
@@ -375,7 +378,7 @@ def assert_torch(ours, theirs, dtype, scale=1.0):
 
 
 @pytest.mark.parametrize("parameters", ["weight", "bias", "both", "neither"])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", WIDE)
 @pytest.mark.parametrize(("shape", "axis"), [((7,), 0), ((67, 130), -1), ((2, 3, 4, 5), (-2, -1)), ((0, 4), -1)])
 def test_layer_norm_is_torchs(shape, axis, dtype, parameters, rng):
     torch = pytest.importorskip("torch")
@@ -394,7 +397,7 @@ def test_layer_norm_is_torchs(shape, axis, dtype, parameters, rng):
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("parameters", ["weight", "bias", "both", "neither"])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", WIDE)
 @pytest.mark.parametrize("shape", [(6, 3), (40, 3, 5), (2, 3, 16, 17), (0, 3, 2)])
 def test_batch_norm_is_torchs(shape, dtype, parameters, training, rng):
     torch = pytest.importorskip("torch")
@@ -419,7 +422,7 @@ def test_batch_norm_is_torchs(shape, dtype, parameters, training, rng):
     assert_torch(*zip(*pairs, strict=True), dtype, scale=10)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", WIDE)
 @pytest.mark.parametrize("op", [op for op in OPS if op.torch], ids=name_of)
 def test_the_tables_torch_call_computes_the_same(op, dtype, rng):
     torch = pytest.importorskip("torch")
@@ -429,7 +432,7 @@ def test_the_tables_torch_call_computes_the_same(op, dtype, rng):
     theirs = theirs if isinstance(theirs, tuple) else (theirs,)
     for name, a, t in zip(op.outputs, got, theirs, strict=False):
         t = t.numpy()
-        if name in ("y", "dx") and op.family == "batch_norm":
+        if name in ("y", "dx") and op.family not in ROWS:
             t = np.moveaxis(t, 1, geometry.axis)
         t = t.reshape(a.shape) if name in ("mean", "rstd") else t
         np.testing.assert_allclose(

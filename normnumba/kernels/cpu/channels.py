@@ -45,7 +45,7 @@ def _forward(x, weight, bias, eps, training, y, stats):
     staged = must_stage(y, inner, x, x)
     for c in prange(channels):
         if training:
-            pivot, shift, var, r = moments(xs, c * inner, outer, channels * inner, inner, eps, number(0))
+            pivot, shift, var, r = moments(xs, c * inner, outer, channels * inner, inner, eps, True, number(0))
             stats[0, c], stats[1, c], stats[2, c] = pivot + shift, var, r
         else:
             pivot = number(stats[0, c])

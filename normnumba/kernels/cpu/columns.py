@@ -1,4 +1,6 @@
-"""Columns: x (O, S, C), statistics over S, weight and bias (C). BatchNorm, channels last and 2-D.
+"""Columns: x (O, S, C), statistics over S and groups of neighbouring columns, weight and bias (C). Channels-last norms.
+
+A batch norm has O = 1 and groups of one column; a group norm has a sample for each O.
 
 Rows are read as they lie in memory, and their elements added to one accumulator for each column. Narrow arrays are
 folded: several rows are taken as one long row, which fills vectors, and its columns are put together at the end. The
@@ -24,7 +26,7 @@ FOLD = 128
 
 
 def columns_forward(x: Any, weight: Any, bias: Any, eps: float, training: bool, y: Any, stats: Any) -> None:
-    """Write y unless it is empty, from the float64 mean, var, rstd in `stats` (3, O, C), computed first in training."""
+    """Write y unless it is empty, from the float64 mean, var, rstd in `stats` (3, O, G), computed first in training."""
     width = _width(x)
     totals = np.empty((x.shape[0], _blocks(x, width), 2, width if training else 0))
     run(_forward, x, (x, weight, bias, eps, np.empty((x.shape[0], 3, width), weight.dtype), totals, y, stats))
@@ -33,7 +35,10 @@ def columns_forward(x: Any, weight: Any, bias: Any, eps: float, training: bool, 
 def columns_backward(
     dy: Any, x: Any, mean: Any, rstd: Any, weight: Any, terms: int, count: int, dx: Any, sums: Any
 ) -> None:
-    """Write dx unless it is empty, and sum(dy) and sum(dy * xhat) into `sums` (2, O, C). See `channels_backward`."""
+    """Write dx unless it is empty, and sum(dy) and sum(dy * xhat) into `sums` (2, O, C). See `channels_backward`.
+
+    mean and rstd are float64 (O, G).
+    """
     width = _width(x)
     totals = np.empty((x.shape[0], _blocks(x, width), 3, width if terms != GIVEN else 0))
     vectors = np.empty((x.shape[0], 6, width), weight.dtype)
@@ -215,7 +220,25 @@ def _column_moments(x, start, rows, stride, pivot, first, second, eps):
     var = second / rows - shift * shift
     if shift * shift <= 4 * var < math.inf:
         return pivot, shift, var, 1 / math.sqrt(var + eps)
-    return moments(x, start, rows, stride, 1, eps, type(pivot)(0))
+    return moments(x, start, rows, stride, 1, eps, True, type(pivot)(0))
+
+
+@scalar
+def _group_moments(x, base, rows, channels, begin, end, pivots, first, second, eps):
+    """shift, var, rstd of a group of columns, the mean being that of its first column's pivot plus the shift
+
+    Sets the columns' pivots, and merges their moments as Chan, Golub and LeVeque do for samples of one size.
+    """
+    mean, squares, rstd = 0.0, 0.0, 0.0
+    for c in range(begin, end):
+        pivots[c], shift, var, rstd = _column_moments(x, base + c, rows, channels, pivots[c], first[c], second[c], eps)
+        away = shift - mean if c == begin else pivots[c] - pivots[begin] + shift - mean
+        mean += away / (c - begin + 1)
+        squares += var + away * away * (c - begin) / (c - begin + 1)
+    if end - begin == 1:  # its own rstd holds where its variance overflows
+        return mean, squares, rstd
+    var = squares / (end - begin)
+    return mean, var, 1 / math.sqrt(var + eps)
 
 
 @variants(
@@ -226,7 +249,7 @@ def _column_moments(x, start, rows, stride, pivot, first, second, eps):
 )
 def _forward(x, weight, bias, eps, vectors, totals, y, stats):
     outer, rows, channels = x.shape
-    xs, ys, number = flat(x), flat(y), weight.dtype.type
+    xs, ys, groups = flat(x), flat(y), stats.shape[2]
     size, width, blocks, training = rows * channels, vectors.shape[2], totals.shape[1], totals.size > 0
     long_rows = (size + width - 1) // width
     for o in range(outer if training else 0):
@@ -235,21 +258,27 @@ def _forward(x, weight, bias, eps, vectors, totals, y, stats):
         o, b = task // blocks, task % blocks
         first, last = b * long_rows // blocks, (b + 1) * long_rows // blocks
         _block_moments(xs, o * size, size, first, last, frozen(vectors[o, 0]), totals[o, b])
-    for o in range(outer if training else 0):
+    for o in prange(outer if training else 0):
         _merge(totals[o], channels)
-    for task in prange(outer * channels):
-        o, c = task // channels, task % channels
+    for task in prange(outer * groups):
+        o, g = task // groups, task % groups
+        first, last = g * channels // groups, (g + 1) * channels // groups
         if training:
-            first, second = totals[o, 0, 0, c], totals[o, 0, 1, c]
-            start, given = o * size + c, vectors[o, 0, c]
-            pivot, shift, var, r = _column_moments(xs, start, rows, channels, given, first, second, eps)
-            stats[0, o, c], stats[1, o, c], stats[2, o, c] = pivot + shift, var, r
+            sums = totals[o, 0]
+            shift, var, r = _group_moments(
+                xs, o * size, rows, channels, first, last, vectors[o, 0], sums[0], sums[1], eps
+            )
+            mean = vectors[o, 0, first] + shift
+            stats[0, o, g], stats[1, o, g], stats[2, o, g] = mean, var, r
         else:
-            pivot = number(stats[0, o, c])
-            shift = stats[0, o, c] - pivot
-        scale = stats[2, o, c] * weight[c]
-        for j in range(c, width, channels):
-            vectors[o, 0, j], vectors[o, 1, j], vectors[o, 2, j] = pivot, scale, bias[c] - shift * scale
+            for c in range(first, last):
+                vectors[o, 0, c] = stats[0, o, g]
+            shift = stats[0, o, g] - vectors[o, 0, first]
+        pivot = vectors[o, 0, first]
+        for c in range(first, last):
+            scale, away = stats[2, o, g] * weight[c], shift - (vectors[o, 0, c] - pivot)
+            for j in range(c, width, channels):
+                vectors[o, 0, j], vectors[o, 1, j], vectors[o, 2, j] = vectors[o, 0, c], scale, bias[c] - away * scale
     staged = must_stage(y, size, x, x)
     for task in prange(outer * blocks if y.size else 0):
         o, b = task // blocks, task % blocks
@@ -267,32 +296,42 @@ def _forward(x, weight, bias, eps, vectors, totals, y, stats):
 def _backward(dy, x, mean, rstd, weight, terms, count, vectors, totals, dx, sums):
     outer, rows, channels = x.shape
     dys, xs, dxs = flat(dy), flat(x), flat(dx)
-    size, width, blocks = rows * channels, vectors.shape[2], totals.shape[1]
+    size, width, blocks, groups = rows * channels, vectors.shape[2], totals.shape[1], mean.shape[1]
     long_rows = (size + width - 1) // width
     for o in range(outer):
         for j in range(width):
-            vectors[o, 0, j], vectors[o, 1, j] = mean[o, j % channels], rstd[o, j % channels]
+            g = j % channels * groups // channels
+            vectors[o, 0, j], vectors[o, 1, j] = mean[o, g], rstd[o, g]
     for task in prange(outer * blocks if terms != GIVEN else 0):
         o, b = task // blocks, task % blocks
         first, last = b * long_rows // blocks, (b + 1) * long_rows // blocks
         _block_products(dys, xs, o * size, size, first, last, frozen(vectors[o]), totals[o, b])
-    for o in range(outer if terms != GIVEN else 0):
+    for o in prange(outer if terms != GIVEN else 0):
         _merge(totals[o], channels)
-    for task in prange(outer * channels):
-        o, c = task // channels, task % channels
-        centre = (mean[o, c] - vectors[o, 0, c]) * rstd[o, c]
-        if terms != GIVEN:
-            sums[0, o, c] = totals[o, 0, 0, c]
-            if terms == BATCH:
-                centre = totals[o, 0, 2, c] / rows  # what rounding the mean left in xhat
-            sums[1, o, c] = totals[o, 0, 1, c] - (centre * sums[0, o, c] if centre else 0.0)
-        scale = rstd[o, c] * weight[c]
-        slope, shift = -scale * sums[1, o, c] / count, -scale * sums[0, o, c] / count
-        for j in range(c, width, channels):
-            if terms == CONSTANT:  # what _write_output takes: the pivot, scale and shift of dy
-                vectors[o, 3, j], vectors[o, 4, j], vectors[o, 5, j] = 0, scale, 0
-            else:
-                vectors[o, 2, j], vectors[o, 3, j], vectors[o, 4, j] = scale, slope, shift - slope * centre
+    for task in prange(outer * groups):
+        o, g = task // groups, task % groups
+        first, last = g * channels // groups, (g + 1) * channels // groups
+        centre = (mean[o, g] - vectors[o, 0, first]) * rstd[o, g]
+        if terms == BATCH:
+            centre = 0.0
+            for c in range(first, last):  # what rounding the mean left in xhat
+                centre += totals[o, 0, 2, c] / (rows * (last - first))
+        sum_g, sum_gxhat = 0.0, 0.0
+        for c in range(first, last):
+            if terms != GIVEN:
+                sums[0, o, c] = totals[o, 0, 0, c]
+                sums[1, o, c] = totals[o, 0, 1, c] - (centre * sums[0, o, c] if centre else 0.0)
+            sum_g += sums[0, o, c] * weight[c]
+            sum_gxhat += sums[1, o, c] * weight[c]
+        slope = -rstd[o, g] * sum_gxhat / count
+        shift = -rstd[o, g] * sum_g / count - slope * centre
+        for c in range(first, last):
+            scale = rstd[o, g] * weight[c]
+            for j in range(c, width, channels):
+                if terms == CONSTANT:  # what _write_output takes: the pivot, scale and shift of dy
+                    vectors[o, 3, j], vectors[o, 4, j], vectors[o, 5, j] = 0, scale, 0
+                else:
+                    vectors[o, 2, j], vectors[o, 3, j], vectors[o, 4, j] = scale, slope, shift
     staged = must_stage(dx, size, dy, x)
     for task in prange(outer * blocks if dx.size else 0):
         o, b = task // blocks, task % blocks

@@ -44,7 +44,10 @@ _SCOPES = 4
 
 
 def accumulator(element):
-    """The numba type that elements of type `element` are computed in."""
+    """The numba type that elements of type `element` are computed in.
+
+    numba has no half types for CPUs: float16 travels as uint16, bfloat16 as int16, and both are computed in float32.
+    """
     return types.float64 if element == types.float64 else types.float32
 
 
@@ -58,13 +61,29 @@ def _pointer(context, builder, array_type, array, index):
     return builder.gep(context.make_array(array_type)(context, builder, array).data, [index], inbounds=True)
 
 
-def _widen(context, builder, element, value):
+_HALF, _FLOAT, _I16, _I32 = ir.HalfType(), ir.FloatType(), ir.IntType(16), ir.IntType(32)
+
+
+def _widen(builder, element, value):
     """An element in the accumulator's type."""
+    if element == types.uint16:
+        return builder.fpext(builder.bitcast(value, _HALF), _FLOAT)
+    if element == types.int16:  # bfloat16 is the upper half of a float32
+        return builder.bitcast(builder.shl(builder.zext(value, _I32), _I32(16)), _FLOAT)
     return value
 
 
-def _narrow(context, builder, element, value):
-    """A value of the accumulator's type, rounded to `element`."""
+def _narrow(builder, element, value):
+    """A value of the accumulator's type, rounded to `element`, ties to even."""
+    if element == types.uint16:
+        return builder.bitcast(builder.fptrunc(value, _HALF), _I16)
+    if element == types.int16:
+        bits = builder.bitcast(value, _I32)
+        even = builder.and_(builder.lshr(bits, _I32(16)), _I32(1))
+        rounded = builder.add(bits, builder.add(even, _I32(0x7FFF)))
+        quiet = builder.or_(bits, _I32(0x400000))  # adding to a NaN could carry it over to 0
+        bits = builder.select(builder.fcmp_unordered("uno", value, value), quiet, rounded)
+        return builder.trunc(builder.lshr(bits, _I32(16)), _I16)
     return value
 
 
@@ -92,7 +111,19 @@ def load(typingctx, array, index):
         value.align = context.get_abi_sizeof(value.type)
         if not sig.args[0].mutable:
             value.set_metadata("noalias", _scopes(builder.module, range(_SCOPES)))
-        return _widen(context, builder, sig.args[0].dtype, value)
+        return _widen(builder, sig.args[0].dtype, value)
+
+    return signature, codegen
+
+
+@intrinsic
+def rounded(typingctx, array, value):
+    """A value of the accumulator's type rounded to what `array` stores, in the accumulator's type."""
+    signature = accumulator(array.dtype)(array, accumulator(array.dtype))
+
+    def codegen(context, builder, sig, args):
+        element = sig.args[0].dtype
+        return _widen(builder, element, _narrow(builder, element, args[1]))
 
     return signature, codegen
 
@@ -106,7 +137,7 @@ def _store(context, builder, array_type, array, index, value, scope, add):
         old = builder.load(pointer)
         accesses.append(old)
         value = builder.fadd(old, value, flags=("nsz", "contract"))
-    accesses.append(builder.store(_narrow(context, builder, array_type.dtype, value), pointer))
+    accesses.append(builder.store(_narrow(builder, array_type.dtype, value), pointer))
     for access in accesses:
         access.align = context.get_abi_sizeof(pointer.type.pointee)
         for name, nodes in marks.items():

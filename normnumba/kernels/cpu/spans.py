@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 
-from .lowlevel import accumulate, elementwise, load, plus, scalar, store
+from .lowlevel import accumulate, elementwise, load, plus, rounded, scalar, store
 
 BLOCK = 4096
 """Elements that one loop takes: 16 KiB of float32, half of an L1 cache, and few enough roundings to ignore."""
@@ -79,25 +79,29 @@ def _peak(x, start, outer, stride, inner):
 
 
 @scalar
-def moments(x, start, outer, stride, inner, eps, zero):
+def moments(x, start, outer, stride, inner, eps, center, zero):
     """pivot, shift, var, rstd: the mean is pivot + shift, var is biased, rstd = 1 / sqrt(var + eps).
 
     All but the pivot are float64. The pivot is near the mean, so that (x - pivot) - shift keeps the digits that a
-    rounded mean would lose.
+    rounded mean would lose. Without `center` the mean is pinned to 0, and var is the mean square.
     """
     number = type(zero)
-    pivot, scale, total = load(x, start), 1.0, outer * inner
-    head = min(inner, HEAD)
-    pivot += _sum_about(x, start, head, pivot, zero) / number(head)
+    pivot, scale, total = zero, 1.0, outer * inner
+    if center:
+        head = min(inner, HEAD)
+        pivot = load(x, start)
+        pivot += _sum_about(x, start, head, pivot, zero) / number(head)
     shift, var = 0.0, 0.0
     for _ in range(4):
         shift, var = _moments_about(x, start, outer, stride, inner, number(scale), pivot, zero)
+        if not center:
+            shift, var = 0.0, var + shift * shift
         if not math.isfinite(var) and scale == 1.0:  # the squares overflowed, or an Inf or NaN is among them
             peak, plain, finite = _peak(x, start, outer, stride, inner)
             if not finite:
-                return number(plain / total), 0.0, math.nan, math.nan
+                return number(plain / total) if center else zero, 0.0, math.nan, math.nan
             scale = math.ldexp(1.0, 32 - math.frexp(peak)[1])
-            pivot = number(load(x, start) * scale)
+            pivot = number(load(x, start) * scale) if center else zero
         elif shift * shift > 4 * var:  # the head was no sample of the rest: about the mean itself nothing cancels
             pivot += number(shift)
         else:
@@ -108,12 +112,23 @@ def moments(x, start, outer, stride, inner, eps, zero):
     return number(pivot / scale), shift / scale, var / scale / scale, scale / math.sqrt(var + eps * scale * scale)
 
 
-@elementwise
-def normalize(x, start, count, pivot, rstd, shift, weight, bias, column, y, at):
-    """y = ((x - pivot) * rstd + shift) * weight + bias, weight and bias from `column` on"""
-    for i in range(count):
-        xhat = (load(x, start + i) - pivot) * rstd + shift
-        store(y, at + i, xhat * load(weight, column + i) + load(bias, column + i))
+def _normalizing(rounding):
+    @elementwise
+    def normalize(x, start, count, pivot, rstd, shift, weight, bias, column, y, at):
+        """y = ((x - pivot) * rstd + shift) * weight + bias, weight and bias from `column` on"""
+        for i in range(count):
+            xhat = (load(x, start + i) - pivot) * rstd + shift
+            if rounding:
+                xhat = rounded(x, xhat)
+            store(y, at + i, xhat * load(weight, column + i) + load(bias, column + i))
+
+    return normalize
+
+
+normalize = _normalizing(False)
+
+normalize_rounding = _normalizing(True)
+"""`normalize` with xhat rounded to x's dtype before the weight multiplies it"""
 
 
 @elementwise
@@ -156,15 +171,25 @@ def row_gradient(dy, x, start, count, mean, rstd, slope, shift, weight, column, 
         store(dx, at + i, load(dy, start + i) * load(weight, column + i) * rstd + t * slope + shift)
 
 
-@elementwise
-def row_gradients(dy, x, start, count, mean, rstd, slope, shift, centre, weight, column, dx, at, dbias, dweight):
-    """`row_gradient`, and dweight += dy * (t - centre), dbias += dy: one loop gained 5 to 20 percent over two"""
-    for i in range(count):
-        g = load(dy, start + i)
-        t = (load(x, start + i) - mean) * rstd
-        accumulate(dweight, column + i, g * (t - centre), 1)
-        accumulate(dbias, column + i, g, 2)
-        store(dx, at + i, g * load(weight, column + i) * rstd + t * slope + shift)
+def _differentiating(rounding):
+    @elementwise
+    def row_gradients(dy, x, start, count, mean, rstd, slope, shift, centre, weight, column, dx, at, dbias, dweight):
+        """`row_gradient`, and dweight += dy * (t - centre), dbias += dy: one loop gained 5 to 20 percent over two"""
+        for i in range(count):
+            g = load(dy, start + i)
+            t = (load(x, start + i) - mean) * rstd
+            xhat = rounded(x, t - centre) if rounding else t - centre
+            accumulate(dweight, column + i, g * xhat, 1)
+            accumulate(dbias, column + i, g, 2)
+            store(dx, at + i, g * load(weight, column + i) * rstd + t * slope + shift)
+
+    return row_gradients
+
+
+row_gradients = _differentiating(False)
+
+row_gradients_rounding = _differentiating(True)
+"""`row_gradients` with the xhat that `normalize_rounding` had"""
 
 
 @elementwise

@@ -1,0 +1,240 @@
+"""Group norm and instance norm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..dispatch import home
+from ..kernels import BATCH
+from ..views import Array, as_groups
+from .checks import EMPTY, FLOAT64, as_gradient, check_like, finite, output, parameter, rsqrt, unpacked
+
+# --------------------------------------------------------------------------------------
+
+
+def group_norm_forward(
+    x: Array,
+    num_groups: int,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    channel_axis: int = 1,
+    eps: float = 1e-5,
+    out: Array | None = None,
+) -> tuple[Array, Array, Array]:
+    """Normalize each sample over groups of its channels: y = (x - mean) * rstd * weight + bias.
+
+    Parameters
+    ----------
+    x : ndarray
+        float16, bfloat16, float32 or float64, with the samples on axis 0 and the channels on `channel_axis`. Arrays
+        that are contiguous with the channels first or last are not copied; others are.
+    num_groups : int
+        How many groups of neighbouring channels there are; it divides the number of channels.
+    weight, bias : ndarray, optional
+        (C,), of any real dtype. None stands for ones and zeros.
+    channel_axis : int
+        1 for (N, C, ...), -1 for channels last.
+    eps : float
+        Added to the variance.
+    out : ndarray, optional
+        Where y is written: x itself, or an array of its shape and dtype that shares no memory with the inputs.
+
+    Returns
+    -------
+    y : ndarray
+        Of x's shape, dtype and memory layout.
+    mean, rstd : ndarray
+        (N, G), float32, or float64 for float64 x. rstd = 1 / sqrt(var + eps) from the biased variance. An empty group
+        has mean 0 and variance 0.
+
+    Raises
+    ------
+    TypeError
+        For a dtype or kind of array that is not supported.
+    ValueError
+        For shapes or axes that do not fit, fewer than two axes, or a bad `out`.
+
+    Notes
+    -----
+    Wu and He, Group Normalization, 2018 (arXiv:1803.08494).
+    """
+    kernels = home(x, weight, bias, out)
+    view = as_groups(x, channel_axis, num_groups)
+    scale = parameter("weight", weight, (view.channels,), view.number, 1)
+    offset = parameter("bias", bias, (view.channels,), view.number, 0)
+    eps = finite("eps", eps)
+    y = output(out, x, (x,), (weight, bias))
+    samples = x.shape[0]
+    if not x.size:
+        zeros = np.zeros((samples, view.groups), view.number)
+        return y, zeros, zeros + view.number.type(rsqrt(eps))
+    target = view.result(y)
+    if view.columns:
+        stats = np.empty((3, samples, view.groups))
+        kernels.columns_forward(view.enter(x), scale, offset, eps, True, target, stats)
+        mean, rstd = stats[0].astype(view.number), stats[2].astype(view.number)
+    else:
+        mean, rstd = (np.empty((samples, view.groups), view.number) for _ in range(2))
+        kernels.groups_forward(view.enter(x), scale, offset, eps, target, mean, rstd)
+    view.leave(target, y)
+    return y, mean, rstd
+
+
+def group_norm_backward(
+    dy: Array,
+    x: Array,
+    mean: Array,
+    rstd: Array,
+    num_groups: int,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    channel_axis: int = 1,
+    output_mask: Sequence[bool] = (True, True, True),
+    out: Array | None = None,
+) -> tuple[Array | None, Array | None, Array | None]:
+    """Gradients of `group_norm_forward`.
+
+    With xhat = (x - mean) * rstd and g = dy * weight: dx = rstd * (g - average(g) - xhat * average(g * xhat)) over each
+    group of each sample, dweight = sum(dy * xhat) and dbias = sum(dy) over everything but the channels.
+
+    Parameters
+    ----------
+    dy : ndarray
+        The gradient of y, in x's shape and dtype; copied where its memory layout is not x's.
+    x : ndarray
+        What the forward had.
+    mean, rstd : ndarray
+        (N, G), what the forward returned. xhat is centred again, so that the rounding of the mean does not reach the
+        gradients.
+    num_groups, channel_axis
+        What the forward had.
+    weight, bias : ndarray, optional
+        What the forward had. Of the bias only the dtype matters.
+    output_mask : sequence of three bool
+        Which of dx, dweight, dbias to compute; None stands for the others.
+    out : ndarray, optional
+        Where dx is written: dy or x itself, or an array of their shape and dtype that shares no memory with the inputs.
+
+    Returns
+    -------
+    dx, dweight, dbias : ndarray or None
+        dx like x; dweight and dbias (C,), in the dtype of weight and bias, or mean's where that is None or an integer
+        type.
+
+    Raises
+    ------
+    TypeError
+        For a dtype or kind of array that is not supported.
+    ValueError
+        For shapes or axes that do not fit, or a bad `out`.
+
+    Notes
+    -----
+    Same bits on any number of threads.
+    """
+    kernels = home(dy, x, mean, rstd, weight, bias, out)
+    view = as_groups(x, channel_axis, num_groups)
+    want_dx, want_dweight, want_dbias = unpacked(output_mask, 3)
+    check_like("dy", dy, x)
+    samples = x.shape[0]
+    number = FLOAT64 if view.columns else view.number
+    means = parameter("mean", mean, (samples, view.groups), number)
+    rstds = parameter("rstd", rstd, (samples, view.groups), number)
+    scale = parameter("weight", weight, (view.channels,), view.number, 1)
+    parameter("bias", bias, (view.channels,), view.number, 0)
+    dx = output(out, x, (x, dy), (mean, rstd, weight, bias)) if want_dx else None
+    sums = np.zeros((2, view.channels))
+    if x.size:
+        target = EMPTY[view.storage, len(view.geometry)] if dx is None else view.result(dx)
+        if view.columns:
+            each = np.zeros((2, samples, view.channels))
+            count = x.size // (samples * view.groups)
+            kernels.columns_backward(view.enter(dy), view.enter(x), means, rstds, scale, BATCH, count, target, each)
+            np.sum(each, axis=1, out=sums)
+        else:
+            kernels.groups_backward(view.enter(dy), view.enter(x), means, rstds, scale, target, sums)
+        if dx is not None:
+            view.leave(target, dx)
+    dweight = as_gradient(sums[1], weight, view.number) if want_dweight else None
+    dbias = as_gradient(sums[0], bias, view.number) if want_dbias else None
+    return dx, dweight, dbias
+
+
+def group_norm(
+    x: Array,
+    num_groups: int,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    channel_axis: int = 1,
+    eps: float = 1e-5,
+    out: Array | None = None,
+) -> Array:
+    """Return y of `group_norm_forward` alone."""
+    return group_norm_forward(x, num_groups, weight, bias, channel_axis=channel_axis, eps=eps, out=out)[0]
+
+
+def instance_norm_forward(
+    x: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    channel_axis: int = 1,
+    eps: float = 1e-5,
+    out: Array | None = None,
+) -> tuple[Array, Array, Array]:
+    """Normalize each channel of each sample: `group_norm_forward` with a group for each channel.
+
+    Parameters, results and errors are those of `group_norm_forward`; mean and rstd are (N, C).
+
+    Notes
+    -----
+    Ulyanov, Vedaldi and Lempitsky, Instance Normalization, 2016 (arXiv:1607.08022).
+    """
+    groups = _channels(channel_axis, x, weight, bias, out)
+    return group_norm_forward(x, groups, weight, bias, channel_axis=channel_axis, eps=eps, out=out)
+
+
+def instance_norm_backward(
+    dy: Array,
+    x: Array,
+    mean: Array,
+    rstd: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    channel_axis: int = 1,
+    output_mask: Sequence[bool] = (True, True, True),
+    out: Array | None = None,
+) -> tuple[Array | None, Array | None, Array | None]:
+    """Gradients of `instance_norm_forward`: `group_norm_backward` with a group for each channel.
+
+    Parameters, results and errors are those of `group_norm_backward`; mean and rstd are (N, C).
+    """
+    groups = _channels(channel_axis, x, dy, mean, rstd, weight, bias, out)
+    return group_norm_backward(
+        dy, x, mean, rstd, groups, weight, bias, channel_axis=channel_axis, output_mask=output_mask, out=out
+    )
+
+
+def instance_norm(
+    x: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    channel_axis: int = 1,
+    eps: float = 1e-5,
+    out: Array | None = None,
+) -> Array:
+    """Return y of `instance_norm_forward` alone."""
+    return instance_norm_forward(x, weight, bias, channel_axis=channel_axis, eps=eps, out=out)[0]
+
+
+def _channels(channel_axis: int, x: Array, *others: Array | None) -> int:
+    """How many channels x has, once it is clear that x and the others are in one place."""
+    home(x, *others)
+    return as_groups(x, channel_axis, None).channels

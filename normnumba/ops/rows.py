@@ -1,0 +1,316 @@
+"""Layer norm and RMS norm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..dispatch import home
+from ..views import Array, Rows, as_rows
+from .checks import EMPTY, as_gradient, check_like, constant, finite, output, parameter, rsqrt, unpacked
+
+Axis = int | Sequence[int]
+
+
+def layer_norm_forward(
+    x: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    axis: Axis = -1,
+    eps: float = 1e-5,
+    out: Array | None = None,
+) -> tuple[Array, Array, Array]:
+    """Normalize over `axis`: y = (x - mean) * rstd * weight + bias with rstd = 1 / sqrt(var + eps).
+
+    Parameters
+    ----------
+    x : ndarray
+        float16, bfloat16, float32 or float64, any shape and strides.
+    weight, bias : ndarray, optional
+        Of any real dtype, in the shape of the normalized axes in order. None stands for ones and zeros.
+    axis : int or tuple of int
+        The axes normalized over. Where they are not the innermost in memory, x is copied first and y once more.
+    eps : float
+        Added to the variance.
+    out : ndarray, optional
+        Where y is written: x itself, or an array of its shape and dtype that shares no memory with the inputs.
+
+    Returns
+    -------
+    y : ndarray
+        Of x's shape, dtype and memory layout.
+    mean, rstd : ndarray
+        Of x's shape without `axis`, float32, or float64 for float64 x. An empty row has mean 0 and variance 0.
+
+    Raises
+    ------
+    TypeError
+        For a dtype or kind of array that is not supported.
+    ValueError
+        For shapes or axes that do not fit, or a bad `out`.
+
+    Notes
+    -----
+    Ba, Kiros and Hinton, Layer Normalization, 2016 (arXiv:1607.06450). The variance is biased, as in PyTorch and Keras.
+    """
+    kernels = home(x, weight, bias, out)
+    view = as_rows(x, axis)
+    scale = view.vector(parameter("weight", weight, view.normalized, view.number, 1))
+    offset = view.vector(parameter("bias", bias, view.normalized, view.number, 0))
+    eps = finite("eps", eps)
+    y = output(out, x, (x,), (weight, bias))
+    mean, rstd = np.empty(view.geometry[0], view.number), np.empty(view.geometry[0], view.number)
+    if x.size:
+        target = view.result(y)
+        kernels.rows_forward(view.enter(x), scale, offset, eps, True, False, target, mean, rstd)
+        view.leave(target, y)
+    else:
+        mean[:], rstd[:] = 0, rsqrt(eps)
+    return y, view.statistics(mean), view.statistics(rstd)
+
+
+def layer_norm_backward(
+    dy: Array,
+    x: Array,
+    mean: Array,
+    rstd: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    axis: Axis = -1,
+    output_mask: Sequence[bool] = (True, True, True),
+    out: Array | None = None,
+) -> tuple[Array | None, Array | None, Array | None]:
+    """Gradients of `layer_norm_forward`.
+
+    With xhat = (x - mean) * rstd and g = dy * weight: dx = rstd * (g - average(g) - xhat * average(g * xhat)) over
+    `axis`, dweight = sum(dy * xhat) and dbias = sum(dy) over the other axes.
+
+    Parameters
+    ----------
+    dy : ndarray
+        The gradient of y, in x's shape and dtype.
+    x : ndarray
+        What the forward had.
+    mean, rstd : ndarray
+        What the forward returned. xhat is centred again, so that the rounding of the mean does not reach the gradients.
+    weight, bias : ndarray, optional
+        What the forward had. Of the bias only the dtype matters.
+    axis : int or tuple of int
+        The axes normalized over. Where they are not the innermost in memory, dy and x are copied first and dx once
+        more.
+    output_mask : sequence of three bool
+        Which of dx, dweight, dbias to compute; None stands for the others.
+    out : ndarray, optional
+        Where dx is written: dy or x itself, or an array of their shape and dtype that shares no memory with the inputs.
+
+    Returns
+    -------
+    dx, dweight, dbias : ndarray or None
+        dx like x; dweight and dbias in the shape of the normalized axes, and in the dtype of weight and bias, or mean's
+        where that is None or an integer type. Without weight or bias they are those of implicit ones and zeros.
+
+    Raises
+    ------
+    TypeError
+        For a dtype or kind of array that is not supported.
+    ValueError
+        For shapes or axes that do not fit, or a bad `out`.
+
+    Notes
+    -----
+    Same bits on any number of threads.
+    """
+    kernels = home(dy, x, mean, rstd, weight, bias, out)
+    view = as_rows(x, axis)
+    want_dx, want_dweight, want_dbias = unpacked(output_mask, 3)
+    check_like("dy", dy, x)
+    means = view.row_values(parameter("mean", mean, view.kept, view.number))
+    rstds = view.row_values(parameter("rstd", rstd, view.kept, view.number))
+    scale = view.vector(parameter("weight", weight, view.normalized, view.number, 1))
+    parameter("bias", bias, view.normalized, view.number, 0)
+    dx = output(out, x, (x, dy), (mean, rstd, weight, bias)) if want_dx else None
+    sums = np.zeros((2, view.geometry[1] if want_dweight or want_dbias else 0), view.number)
+    if x.size:
+        target = EMPTY[view.storage, 2] if dx is None else view.result(dx)
+        kernels.rows_backward(view.enter(dy), view.enter(x), means, rstds, scale, True, False, target, sums)
+        if dx is not None:
+            view.leave(target, dx)
+    dweight = view.parameter(as_gradient(sums[1], weight)) if want_dweight else None
+    dbias = view.parameter(as_gradient(sums[0], bias)) if want_dbias else None
+    return dx, dweight, dbias
+
+
+def layer_norm(
+    x: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    axis: Axis = -1,
+    eps: float = 1e-5,
+    out: Array | None = None,
+) -> Array:
+    """Return y of `layer_norm_forward` alone."""
+    return layer_norm_forward(x, weight, bias, axis=axis, eps=eps, out=out)[0]
+
+
+def rms_norm_forward(
+    x: Array,
+    weight: Array | None = None,
+    *,
+    axis: Axis = -1,
+    eps: float = 1e-6,
+    weight_offset: float = 0.0,
+    casting: str = "float32",
+    out: Array | None = None,
+) -> tuple[Array, Array]:
+    """Divide by the root mean square over `axis`: y = x * rstd * (weight_offset + weight).
+
+    rstd = 1 / sqrt(mean(x^2) + eps).
+
+    Parameters
+    ----------
+    x : ndarray
+        float16, bfloat16, float16, bfloat16, float32 or float64, any shape and strides.
+    weight : ndarray, optional
+        Of any real dtype, in the shape of the normalized axes in order. None stands for ones, whatever the offset.
+    axis : int or tuple of int
+        The axes normalized over. Where they are not the innermost in memory, x is copied first and y once more.
+    eps : float
+        Added to the mean square.
+    weight_offset : float
+        Added to the weight: 1.0 for Gemma's 1 + weight.
+    casting : {"float32", "input"}
+        For halves, when x * rstd is rounded: "float32" after the weight has multiplied it (PyTorch, Keras, Flax),
+        "input" before, and once more after (Llama, ONNX). The same for other dtypes.
+    out : ndarray, optional
+        Where y is written: x itself, or an array of its shape and dtype that shares no memory with the inputs.
+
+    Returns
+    -------
+    y : ndarray
+        Of x's shape, dtype and memory layout.
+    rstd : ndarray
+        Of x's shape without `axis`, float32, or float64 for float64 x.
+
+    Raises
+    ------
+    TypeError
+        For a dtype or kind of array that is not supported.
+    ValueError
+        For shapes or axes that do not fit, an unknown casting, or a bad `out`.
+
+    Notes
+    -----
+    Zhang and Sennrich, Root Mean Square Layer Normalization, 2019 (arXiv:1910.07467).
+    """
+    kernels = home(x, weight, out)
+    view = as_rows(x, axis)
+    rounding = _rounds_first(casting, x)
+    scale = view.vector(_offset_weight(weight, view, weight_offset))
+    zeros = constant(scale.size, view.number, 0)
+    eps = finite("eps", eps)
+    y = output(out, x, (x,), (weight,))
+    mean, rstd = np.empty(view.geometry[0], view.number), np.empty(view.geometry[0], view.number)
+    if x.size:
+        target = view.result(y)
+        kernels.rows_forward(view.enter(x), scale, zeros, eps, False, rounding, target, mean, rstd)
+        view.leave(target, y)
+    else:
+        rstd[:] = rsqrt(eps)
+    return y, view.statistics(rstd)
+
+
+def rms_norm_backward(
+    dy: Array,
+    x: Array,
+    rstd: Array,
+    weight: Array | None = None,
+    *,
+    axis: Axis = -1,
+    weight_offset: float = 0.0,
+    casting: str = "float32",
+    output_mask: Sequence[bool] = (True, True),
+    out: Array | None = None,
+) -> tuple[Array | None, Array | None]:
+    """Gradients of `rms_norm_forward`.
+
+    With xhat = x * rstd and g = dy * (weight_offset + weight): dx = rstd * (g - xhat * average(g * xhat)) over `axis`
+    and dweight = sum(dy * xhat) over the other axes.
+
+    Parameters
+    ----------
+    dy : ndarray
+        The gradient of y, in x's shape and dtype.
+    x, rstd : ndarray
+        What the forward had and returned.
+    weight, axis, weight_offset, casting
+        What the forward had. With casting="input" dweight has the rounded xhat, and the rounding's own gradient is 1.
+    output_mask : sequence of two bool
+        Which of dx, dweight to compute; None stands for the other.
+    out : ndarray, optional
+        Where dx is written: dy or x itself, or an array of their shape and dtype that shares no memory with the inputs.
+
+    Returns
+    -------
+    dx, dweight : ndarray or None
+        dx like x; dweight in the shape of the normalized axes, and in weight's dtype, or rstd's where that is None or
+        an integer type.
+
+    Raises
+    ------
+    TypeError
+        For a dtype or kind of array that is not supported.
+    ValueError
+        For shapes or axes that do not fit, an unknown casting, or a bad `out`.
+
+    Notes
+    -----
+    Same bits on any number of threads.
+    """
+    kernels = home(dy, x, rstd, weight, out)
+    view = as_rows(x, axis)
+    want_dx, want_dweight = unpacked(output_mask, 2)
+    rounding = _rounds_first(casting, x)
+    check_like("dy", dy, x)
+    rstds = view.row_values(parameter("rstd", rstd, view.kept, view.number))
+    scale = view.vector(_offset_weight(weight, view, weight_offset))
+    dx = output(out, x, (x, dy), (rstd, weight)) if want_dx else None
+    sums = np.zeros((2, view.geometry[1] if want_dweight else 0), view.number)
+    if x.size:
+        target = EMPTY[view.storage, 2] if dx is None else view.result(dx)
+        zeros = constant(view.geometry[0], view.number, 0)
+        kernels.rows_backward(view.enter(dy), view.enter(x), zeros, rstds, scale, False, rounding, target, sums)
+        if dx is not None:
+            view.leave(target, dx)
+    return dx, view.parameter(as_gradient(sums[1], weight)) if want_dweight else None
+
+
+def rms_norm(
+    x: Array,
+    weight: Array | None = None,
+    *,
+    axis: Axis = -1,
+    eps: float = 1e-6,
+    weight_offset: float = 0.0,
+    casting: str = "float32",
+    out: Array | None = None,
+) -> Array:
+    """Return y of `rms_norm_forward` alone."""
+    return rms_norm_forward(x, weight, axis=axis, eps=eps, weight_offset=weight_offset, casting=casting, out=out)[0]
+
+
+def _offset_weight(weight: Array | None, view: Rows, weight_offset: float) -> Array:
+    """weight_offset + weight, added in the type that x is computed in; ones where the weight is None."""
+    scale = parameter("weight", weight, view.normalized, view.number, 1)
+    offset = finite("weight_offset", weight_offset)
+    return scale if weight is None or not offset else scale + view.number.type(offset)
+
+
+def _rounds_first(casting: str, x: Array) -> bool:
+    """Whether xhat is rounded to x's dtype before the weight multiplies it, which only halves can tell."""
+    if casting not in ("float32", "input"):
+        raise ValueError(f"casting must be 'float32' or 'input', got {casting!r}")
+    return casting == "input" and x.dtype.itemsize == 2
