@@ -2,13 +2,14 @@
 
 Tests, benchmarks and reports all iterate `OPS`. A row names a public function, which exists under the same name in
 `normnumba` and in `normnumba.reference`, builds arguments for it, and says what the fastest possible run must move.
+Rows with a "+" in their name are the same function fused with what the "+" says.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -55,30 +56,45 @@ class Geometry:
         return tuple(sorted(a % len(self.shape) for a in np.atleast_1d(self.axis)))
 
 
+Builder = Callable[[Geometry, np.dtype, np.random.Generator], Arguments]
+Peer = Callable[[ModuleType, Arguments], Callable[..., Any]]
+
+
 @dataclass(frozen=True)
 class Op:
     """A row of the table."""
 
     name: str
-    """The public function's name, in normnumba and in normnumba.reference."""
+    """The public function's name, in normnumba and in normnumba.reference; then "+" and what is fused with it."""
     family: str
     direction: str
     """forward, backward, inference or moments: which benchmark class times it."""
     outputs: tuple[str, ...]
     """What it returns, in order."""
-    arguments: Callable[[Geometry, np.dtype, np.random.Generator], Arguments]
+    arguments: Builder
     """Keyword arguments for both implementations."""
     transfers: int
     """How many times x's bytes must cross the memory bus, reads and writes together, while what shares statistics
     fits a private cache."""
     extra_transfers: int
     """How many more where it does not fit."""
-    torch: Callable[[ModuleType, Arguments], Callable[[], Any]] | None = None
+    torch: Peer | None = None
     """torch(torch, arguments) -> a call without arguments that computes the same; None where torch has no such op."""
+    fused: bool = False
+    """Whether it is made of ops with rows of their own, and timed on few shapes for that reason."""
+
+    @property
+    def function(self) -> str:
+        return self.name.partition("+")[0]
+
+    @property
+    def shapes(self) -> tuple[Geometry, ...]:
+        """What it is timed on."""
+        return (FUSED_SHAPES if self.fused else SHAPES)[self.family]
 
     def __call__(self, library: ModuleType, arguments: Arguments) -> tuple[Any, ...]:
         """Run the op as `library` (normnumba or its reference) has it; always a tuple, one entry per output."""
-        result = getattr(library, self.name)(**arguments)
+        result = getattr(library, self.function)(**arguments)
         return result if isinstance(result, tuple) else (result,)
 
     def bytes_moved(self, geometry: Geometry, dtype: np.dtype, private_cache: int = 1 << 20) -> int:
@@ -86,6 +102,11 @@ class Op:
         unit = unit_size(self.family, geometry) * dtype.itemsize
         passes = self.transfers + (self.extra_transfers if unit > private_cache else 0)
         return passes * geometry.size * dtype.itemsize
+
+
+def data_of(arguments: Arguments) -> np.ndarray:
+    """The input that an op's large outputs are like: x, or the sum that it went into."""
+    return arguments["x"] if "x" in arguments else arguments["summed"]
 
 
 def unit_size(family: str, geometry: Geometry) -> int:
@@ -139,6 +160,28 @@ def _rms_backward(g: Geometry, dtype: np.dtype, rng: np.random.Generator) -> Arg
     forward = _rms_forward(g, dtype, rng)
     _, rstd = reference.rms_norm_forward(**forward)
     return {"dy": _normal(rng, g.shape, dtype), "rstd": rstd.astype(accumulator(dtype)), **forward}
+
+
+def _with_residual(build: Builder) -> Builder:
+    """The arguments of `build`, and a residual."""
+    return lambda g, dtype, rng: {**build(g, dtype, rng), "residual": _normal(rng, g.shape, dtype)}
+
+
+def _add_backward(build: Builder, forward: str) -> Builder:
+    """The arguments for the gradients of `forward`, which takes what `build` makes and a residual."""
+
+    def arguments(g: Geometry, dtype: np.dtype, rng: np.random.Generator) -> Arguments:
+        given = _with_residual(build)(g, dtype, rng)
+        _, summed, *statistics = getattr(reference, forward)(**given)
+        names = ("mean", "rstd")[-len(statistics) :]
+        return {
+            **{name: _normal(rng, g.shape, dtype) for name in ("dy", "dsummed")},
+            "summed": summed.astype(dtype),
+            **{name: a.astype(accumulator(dtype)) for name, a in zip(names, statistics, strict=True)},
+            **{k: v for k, v in given.items() if k not in ("x", "residual")},
+        }
+
+    return arguments
 
 
 def _batch_forward(g: Geometry, dtype: np.dtype, rng: np.random.Generator) -> Arguments:
@@ -207,6 +250,22 @@ def _instance_backward(g: Geometry, dtype: np.dtype, rng: np.random.Generator) -
     return {"dy": _normal(rng, g.shape, dtype), "mean": mean.astype(kind), "rstd": rstd.astype(kind), **forward}
 
 
+def _followed(plain: Op, activation: str, residual: bool) -> Builder:
+    """The arguments of a row with an activation, and a residual added before it."""
+    build = _with_residual(plain.arguments) if residual else plain.arguments
+
+    def arguments(g: Geometry, dtype: np.dtype, rng: np.random.Generator) -> Arguments:
+        given = build(g, dtype, rng)
+        if "dy" in given and activation == "relu":
+            # A rounding can take z across the kink, where the gradient is dy on one side and 0 on the other.
+            forward = {k: v for k, v in given.items() if k not in ("dy", "mean", "rstd", "residual")}
+            z = getattr(reference, plain.family)(**forward) + given.get("residual", 0)
+            given["dy"][np.abs(z) < 1e-3] = 0
+        return given | {"activation": activation}
+
+    return arguments
+
+
 # --- what torch calls the same thing ---------------------------------------------------------------------------------
 
 
@@ -235,9 +294,41 @@ def _torch_layer_backward(torch: ModuleType, a: Arguments) -> Callable[[], Any]:
     return lambda: f(t["dy"], t["x"], shape, mean, rstd, t["weight"], t["bias"], [True, True, True])
 
 
+def _torch_add_layer_forward(torch: ModuleType, a: Arguments) -> Callable[[], Any]:
+    t = _tensors(torch, a)
+
+    def run() -> tuple[Any, ...]:
+        summed = t["x"] + t["residual"]
+        y, *statistics = torch.native_layer_norm(summed, t["weight"].shape, t["weight"], t["bias"], 1e-5)
+        return y, summed, *statistics
+
+    return run
+
+
+def _torch_add_layer_backward(torch: ModuleType, a: Arguments) -> Callable[[], Any]:
+    norm, dsummed = _torch_layer_backward(torch, {**a, "x": a["summed"]}), tensor(torch, a["dsummed"])
+
+    def run() -> tuple[Any, ...]:
+        dsum, dweight, dbias = norm()
+        dx = dsum.add_(dsummed)
+        return dx, dx, dweight, dbias
+
+    return run
+
+
 def _torch_rms_forward(torch: ModuleType, a: Arguments) -> Callable[[], Any]:
     t = _tensors(torch, a)
     return lambda: torch.nn.functional.rms_norm(t["x"], t["weight"].shape, t["weight"], 1e-6)
+
+
+def _torch_add_rms_forward(torch: ModuleType, a: Arguments) -> Callable[[], Any]:
+    t = _tensors(torch, a)
+
+    def run() -> tuple[Any, ...]:
+        summed = t["x"] + t["residual"]
+        return torch.nn.functional.rms_norm(summed, t["weight"].shape, t["weight"], 1e-6), summed
+
+    return run
 
 
 def _torch_batch_forward(torch: ModuleType, a: Arguments) -> Callable[[], Any]:
@@ -248,7 +339,7 @@ def _torch_batch_forward(torch: ModuleType, a: Arguments) -> Callable[[], Any]:
 def _torch_batch_backward(torch: ModuleType, a: Arguments) -> Callable[[], Any]:
     t = _tensors(torch, a, a["channel_axis"])
     f, mask = torch.ops.aten.native_batch_norm_backward, [True, True, True]
-    return lambda: f(t["dy"], t["x"], t["weight"], None, None, t["mean"], t["rstd"], True, 1e-5, mask)
+    return lambda dy=t["dy"]: f(dy, t["x"], t["weight"], None, None, t["mean"], t["rstd"], True, 1e-5, mask)
 
 
 def _torch_batch_inference(torch: ModuleType, a: Arguments) -> Callable[[], Any]:
@@ -276,7 +367,47 @@ def _torch_group_backward(torch: ModuleType, a: Arguments) -> Callable[[], Any]:
     size, groups, mask = math.prod(rest), a.get("num_groups", c), [True, True, True]
     mean, rstd = torch.from_numpy(a["mean"]), torch.from_numpy(a["rstd"])
     f = torch.ops.aten.native_group_norm_backward
-    return lambda: f(t["dy"], t["x"], mean, rstd, t["weight"], n, c, size, groups, mask)
+    return lambda dy=t["dy"]: f(dy, t["x"], mean, rstd, t["weight"], n, c, size, groups, mask)
+
+
+def _torch_activation(torch: ModuleType, name: str) -> tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]:
+    """y from z, in place where torch can, and dz from dy and z."""
+    aten, functional = torch.ops.aten, torch.nn.functional
+    return {
+        "relu": (torch.relu_, lambda dy, z: aten.threshold_backward(dy, z, 0)),
+        "gelu": (functional.gelu, aten.gelu_backward),
+        "silu": (lambda z: functional.silu(z, inplace=True), aten.silu_backward),
+    }[name]
+
+
+def _torch_followed(forward: Peer, backward: Peer | None = None) -> Peer:
+    """`forward`, or else `backward`, of a norm with a residual and an activation behind it."""
+
+    def peer(torch: ModuleType, a: Arguments) -> Callable[[], Any]:
+        residual = _tensors(torch, a, a["channel_axis"]).get("residual")
+        norm = forward(torch, a)
+        activate, differentiate = _torch_activation(torch, a["activation"])
+
+        def before() -> tuple[Any, ...]:
+            z, *statistics = norm()
+            return (z if residual is None else z.add_(residual)), *statistics
+
+        def run() -> tuple[Any, ...]:
+            z, *statistics = before()
+            return activate(z), *statistics
+
+        if backward is None:
+            return run
+        # Autograd has kept z, or the like, from the forward.
+        gradients, (z, *_), dy = backward(torch, a), before(), tensor(torch, a["dy"], a["channel_axis"])
+
+        def run_backward() -> tuple[Any, ...]:
+            dz = differentiate(dy, z)
+            return gradients(dz) if residual is None else (*gradients(dz), dz)
+
+        return run_backward
+
+    return peer
 
 
 # --- the rows --------------------------------------------------------------------------------------------------------
@@ -341,6 +472,78 @@ OPS = (
     Op("batch_moments", "batch_norm", "moments", ("count", "mean", "var"), _moments, 1, 0),
     Op("batch_norm_backward_sums", "batch_norm", "moments", ("sum_dy", "sum_dy_xhat"), _backward_sums, 2, 0),
     Op("batch_norm_backward_apply", "batch_norm", "backward", ("dx",), _backward_apply, 3, 0),
+    Op(
+        "add_layer_norm_forward",
+        "layer_norm",
+        "forward",
+        ("y", "summed", "mean", "rstd"),
+        _with_residual(_layer_forward),
+        4,
+        1,
+        _torch_add_layer_forward,
+        fused=True,
+    ),
+    Op(
+        "add_layer_norm_backward",
+        "layer_norm",
+        "backward",
+        ("dx", "dresidual", "dweight", "dbias"),
+        _add_backward(_layer_forward, "add_layer_norm_forward"),
+        4,
+        2,
+        _torch_add_layer_backward,
+        fused=True,
+    ),
+    Op(
+        "add_rms_norm_forward",
+        "rms_norm",
+        "forward",
+        ("y", "summed", "rstd"),
+        _with_residual(_rms_forward),
+        4,
+        1,
+        _torch_add_rms_forward,
+        fused=True,
+    ),
+    Op(
+        "add_rms_norm_backward",
+        "rms_norm",
+        "backward",
+        ("dx", "dresidual", "dweight"),
+        _add_backward(_rms_forward, "add_rms_norm_forward"),
+        4,
+        2,
+        fused=True,
+    ),
+)
+
+
+def _fused(name: str, forward: Peer, backward: Peer | None = None) -> Op:
+    """The row of the function that `name` begins with, and of the activation that it ends with."""
+    plain = next(op for op in OPS if op.name == name.partition("+")[0])
+    *_, activation = name.split("+")
+    residual = "+residual+" in name
+    written = residual and plain.direction == "backward"
+    return replace(
+        plain,
+        name=name,
+        arguments=_followed(plain, activation, residual),
+        transfers=plain.transfers + residual + written,
+        extra_transfers=plain.extra_transfers + written,  # by then, a backward has to read the residual twice
+        torch=_torch_followed(forward, backward),
+        fused=True,
+    )
+
+
+OPS += (
+    _fused("batch_norm_forward+relu", _torch_batch_forward),
+    _fused("batch_norm_backward+relu", _torch_batch_forward, _torch_batch_backward),
+    _fused("batch_norm_forward+residual+relu", _torch_batch_forward),
+    _fused("batch_norm_backward+residual+relu", _torch_batch_forward, _torch_batch_backward),
+    _fused("batch_norm_inference+silu", _torch_batch_inference),
+    _fused("group_norm_forward+silu", _torch_group_forward),
+    _fused("group_norm_backward+silu", _torch_group_forward, _torch_group_backward),
+    _fused("group_norm_forward+gelu", _torch_group_forward),
 )
 
 SHAPES = {
@@ -371,6 +574,14 @@ SHAPES["group_norm"] = (
 SHAPES["instance_norm"] = (Geometry((8, 64, 32, 32), 1), Geometry((8, 32, 32, 64), -1), Geometry((8, 64, 128, 128), 1))
 SHAPES["rms_norm"] = SHAPES["layer_norm"]
 """What each family is timed on, from calls that fit a cache to arrays that do not."""
+
+FUSED_SHAPES = {
+    "layer_norm": (Geometry((32, 768), -1), Geometry((512, 1024), -1), Geometry((8192, 768), -1)),
+    "batch_norm": (Geometry((32, 64, 28, 28), 1), Geometry((32, 28, 28, 64), -1), Geometry((32, 256, 56, 56), 1)),
+    "group_norm": (Geometry((8, 64, 32, 32), 1), Geometry((8, 32, 32, 64), -1), Geometry((2, 320, 96, 96), 1)),
+}
+FUSED_SHAPES["rms_norm"] = FUSED_SHAPES["layer_norm"]
+"""The same for rows that are `fused`."""
 
 RAGGED = {
     "layer_norm": (
@@ -406,8 +617,3 @@ RAGGED["group_norm"] = tuple(g for g in RAGGED["batch_norm"] if g.axes != (0,))
 RAGGED["instance_norm"] = RAGGED["group_norm"]
 RAGGED["rms_norm"] = RAGGED["layer_norm"]
 """Small awkward shapes for tests: one row, one column, odd widths, ranks 1 to 5, reductions that are not trailing."""
-
-
-def cells(ops: tuple[Op, ...] = OPS) -> Iterator[tuple[Op, Geometry]]:
-    """Every op on every benchmark shape of its family."""
-    return ((op, geometry) for op in ops for geometry in SHAPES[op.family])

@@ -141,7 +141,7 @@ class Job:
         from benchmarks import report, verify
         from normnumba import reference
 
-        missing = {cell.op.name for cell in self.cells() if not hasattr(normnumba, cell.op.name)}
+        missing = {cell.op.function for cell in self.cells() if not hasattr(normnumba, cell.op.function)}
         if cells is None:
             ops = list(dict.fromkeys(cell.op for cell in self.cells()))
             # Kernels of one more dtype compile for half a minute and more, and the tests cover the halves.

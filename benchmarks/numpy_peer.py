@@ -33,6 +33,41 @@ def _normalize(x: Array, axes: tuple[int, ...], eps: float) -> tuple[Array, Arra
     return xhat, mean, rstd
 
 
+def _activated(z: Array, activation: str | None) -> Array:
+    """activation(z), in z's memory"""
+    match activation:
+        case None:
+            pass
+        case "relu":
+            np.maximum(z, 0, out=z)
+        case "silu":
+            z /= 1 + np.exp(-z)
+        case "gelu":
+            z *= _normal_cdf(z)
+        case _:
+            raise NotImplementedError(activation)
+    return z
+
+
+def _before(dy: Array, z: Array, activation: str) -> Array:
+    """The gradient before an activation"""
+    match activation:
+        case "relu":
+            return dy * (z > 0)
+        case "silu":
+            gate = 1 / (1 + np.exp(-z))
+            return dy * (gate * (1 + z * (1 - gate)))
+        case _:
+            raise NotImplementedError(activation)
+
+
+def _normal_cdf(z: Array) -> Array:
+    # asv imports every module of this package where only the library's own dependencies are installed.
+    from scipy.special import erf
+
+    return (1 + erf(z * z.dtype.type(math.sqrt(0.5)))) / 2
+
+
 def layer_norm_forward(
     x: Array, weight: Array, bias: Array, *, axis: int | tuple[int, ...] = -1, eps: float = 1e-5
 ) -> tuple[Array, Array, Array]:
@@ -61,20 +96,44 @@ def layer_norm_backward(
 
 
 def batch_norm_forward(
-    x: Array, weight: Array, bias: Array, *, channel_axis: int = 1, eps: float = 1e-5
+    x: Array,
+    weight: Array,
+    bias: Array,
+    *,
+    channel_axis: int = 1,
+    eps: float = 1e-5,
+    residual: Array | None = None,
+    activation: str | None = None,
 ) -> tuple[Array, Array, Array]:
     channel = _axes(x, channel_axis)
     y, mean, rstd = _normalize(x, _others(x, channel), eps)
     y *= _along(weight, x, channel)
     y += _along(bias, x, channel)
-    return y, mean.reshape(-1), rstd.reshape(-1)
+    if residual is not None:
+        y += residual
+    return _activated(y, activation), mean.reshape(-1), rstd.reshape(-1)
 
 
 def batch_norm_backward(
-    dy: Array, x: Array, mean: Array, rstd: Array, weight: Array, bias: Array, *, channel_axis: int = 1
-) -> tuple[Array, Array, Array, None]:
+    dy: Array,
+    x: Array,
+    mean: Array,
+    rstd: Array,
+    weight: Array,
+    bias: Array,
+    *,
+    channel_axis: int = 1,
+    residual: Array | None = None,
+    activation: str | None = None,
+) -> tuple[Array, Array, Array, Array | None]:
     channel = _axes(x, channel_axis)
     xhat = (x - _along(mean, x, channel)) * _along(rstd, x, channel)
+    if activation is not None:
+        z = xhat * _along(weight, x, channel)
+        z += _along(bias, x, channel)
+        if residual is not None:
+            z += residual
+        dy = _before(dy, z, activation)
     others = _others(x, channel)
     dbias, dweight = dy.sum(others), (dy * xhat).sum(others)
     count = x.dtype.type(math.prod(x.shape[a] for a in others))
@@ -82,17 +141,25 @@ def batch_norm_backward(
     dx = dy - _along(dbias / count, x, channel)
     dx -= xhat
     dx *= _along(weight * rstd, x, channel)
-    return dx, dweight, dbias, None
+    return dx, dweight, dbias, None if residual is None else dy
 
 
 def batch_norm_inference(
-    x: Array, mean: Array, var: Array, weight: Array, bias: Array, *, channel_axis: int = 1, eps: float = 1e-5
+    x: Array,
+    mean: Array,
+    var: Array,
+    weight: Array,
+    bias: Array,
+    *,
+    channel_axis: int = 1,
+    eps: float = 1e-5,
+    activation: str | None = None,
 ) -> Array:
     channel = _axes(x, channel_axis)
     scale = weight / np.sqrt(var + var.dtype.type(eps))
     y = x * _along(scale, x, channel)
     y += _along(bias - mean * scale, x, channel)
-    return y
+    return _activated(y, activation)
 
 
 def batch_norm_inference_backward(
@@ -177,6 +244,46 @@ def rms_norm_backward(
     return dx, dweight
 
 
+def add_layer_norm_forward(
+    x: Array, residual: Array, weight: Array, bias: Array, *, axis: int | tuple[int, ...] = -1
+) -> tuple[Array, Array, Array, Array]:
+    summed = x + residual
+    y, mean, rstd = layer_norm_forward(summed, weight, bias, axis=axis)
+    return y, summed, mean, rstd
+
+
+def add_layer_norm_backward(
+    dy: Array,
+    dsummed: Array,
+    summed: Array,
+    mean: Array,
+    rstd: Array,
+    weight: Array,
+    bias: Array,
+    *,
+    axis: int | tuple[int, ...] = -1,
+) -> tuple[Array, Array, Array, Array]:
+    dx, dweight, dbias = layer_norm_backward(dy, summed, mean, rstd, weight, bias, axis=axis)
+    dx += dsummed
+    return dx, dx, dweight, dbias
+
+
+def add_rms_norm_forward(
+    x: Array, residual: Array, weight: Array, *, axis: int | tuple[int, ...] = -1
+) -> tuple[Array, Array, Array]:
+    summed = x + residual
+    y, rstd = rms_norm_forward(summed, weight, axis=axis)
+    return y, summed, rstd
+
+
+def add_rms_norm_backward(
+    dy: Array, dsummed: Array, summed: Array, rstd: Array, weight: Array, *, axis: int | tuple[int, ...] = -1
+) -> tuple[Array, Array, Array]:
+    dx, dweight = rms_norm_backward(dy, summed, rstd, weight, axis=axis)
+    dx += dsummed
+    return dx, dx, dweight
+
+
 def _grouped(x: Array, channel_axis: int, num_groups: int) -> tuple[Array, tuple[int, ...]]:
     """View x with its channels as (groups, width), and name the axes of a mean."""
     channel = channel_axis % x.ndim
@@ -185,14 +292,21 @@ def _grouped(x: Array, channel_axis: int, num_groups: int) -> tuple[Array, tuple
 
 
 def group_norm_forward(
-    x: Array, num_groups: int, weight: Array, bias: Array, *, channel_axis: int = 1, eps: float = 1e-5
+    x: Array,
+    num_groups: int,
+    weight: Array,
+    bias: Array,
+    *,
+    channel_axis: int = 1,
+    eps: float = 1e-5,
+    activation: str | None = None,
 ) -> tuple[Array, Array, Array]:
     grouped, inside = _grouped(x, channel_axis, num_groups)
     y, mean, rstd = _normalize(grouped, inside, eps)
     y = y.reshape(x.shape)
     y *= _along(weight, x, _axes(x, channel_axis))
     y += _along(bias, x, _axes(x, channel_axis))
-    return y, mean.squeeze(inside), rstd.squeeze(inside)
+    return _activated(y, activation), mean.squeeze(inside), rstd.squeeze(inside)
 
 
 def group_norm_backward(
@@ -205,12 +319,17 @@ def group_norm_backward(
     bias: Array,
     *,
     channel_axis: int = 1,
+    activation: str | None = None,
 ) -> tuple[Array, Array, Array]:
     grouped, inside = _grouped(x, channel_axis, num_groups)
     axes = _axes(x, channel_axis)
     others = _others(x, axes)
     rstd = np.expand_dims(rstd, inside)
     xhat = (grouped - np.expand_dims(mean, inside)) * rstd
+    if activation is not None:
+        z = xhat.reshape(x.shape) * _along(weight, x, axes)
+        z += _along(bias, x, axes)
+        dy = _before(dy, z, activation)
     dweight, dbias = (dy * xhat.reshape(x.shape)).sum(others), dy.sum(others)
     dx = (dy * _along(weight, x, axes)).reshape(grouped.shape)
     inner = (dx * xhat).mean(inside, keepdims=True)

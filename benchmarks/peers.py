@@ -15,7 +15,7 @@ import numpy as np
 
 import normnumba
 from benchmarks import ceiling, numpy_peer
-from benchmarks.cases import Arguments
+from benchmarks.cases import Arguments, data_of
 from benchmarks.machine import Others, numba_threads, private_cache
 from benchmarks.measure import Call, Effort, Timing, side_by_side
 from benchmarks.selection import Cell
@@ -43,12 +43,12 @@ def large_outputs(cell: Cell, outputs: tuple[Any, ...]) -> int:
 
 def contenders(cell: Cell, arguments: Arguments, torch: ModuleType | None) -> dict[str, Call]:
     """Everything that can compute the cell, by name."""
-    ours = getattr(normnumba, cell.op.name)
+    ours = getattr(normnumba, cell.op.function)
     calls: dict[str, Call] = {"ours": lambda: ours(**arguments)}
     if cell.op.direction != "moments" and "out" in inspect.signature(ours).parameters:
-        out = np.zeros_like(arguments["x"])
+        out = np.zeros_like(data_of(arguments))
         calls["ours_out"] = lambda: ours(**arguments, out=out)
-    if hasattr(numpy_peer, cell.op.name):
+    if hasattr(numpy_peer, cell.op.function):
         calls["numpy"] = lambda: cell.op(numpy_peer, arguments)
     if torch is not None and cell.op.torch is not None:
         calls["torch"] = cell.op.torch(torch, arguments)
@@ -59,7 +59,7 @@ def compare(cell: Cell, effort: Effort, torch: ModuleType | None) -> dict[str, A
     """Time one cell against its peers and its ceiling."""
     arguments = cell.arguments()
     writes = large_outputs(cell, cell.op(normnumba, arguments))
-    moved = cell.op.bytes_moved(cell.geometry, arguments["x"].dtype, private_cache())
+    moved = cell.op.bytes_moved(cell.geometry, data_of(arguments).dtype, private_cache())
     transfers = moved // cell.x_bytes if cell.x_bytes else cell.op.transfers
     ways = ceiling.ceiling_calls(cell.x_bytes, cell.op.transfers - writes, writes, transfers - cell.op.transfers)
     calls = contenders(cell, arguments, torch)

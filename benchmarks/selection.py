@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
-from benchmarks.cases import DTYPES, OPS, SHAPES, Arguments, Geometry, Op, dtype_of
+from benchmarks.cases import DTYPES, OPS, Arguments, Geometry, Op, dtype_of
 
 MAX_CELLS = 60
 """What asv times by default, at some 2.5 seconds a cell."""
@@ -44,7 +44,7 @@ class Cell:
 
 def every_cell(ops: Sequence[Op] = OPS, dtypes: Sequence[str] = DTYPES) -> list[Cell]:
     """The whole table."""
-    return [Cell(op, geometry, dtype) for op in ops for geometry in SHAPES[op.family] for dtype in dtypes]
+    return [Cell(op, geometry, dtype) for op in ops for geometry in op.shapes for dtype in dtypes]
 
 
 def find_cell(text: str) -> Cell:
@@ -62,7 +62,7 @@ def _deal(ops: Sequence[Op], limit: int, per_op: int = 1 << 30, max_bytes: float
     """Deal shapes to the ops in turn, so that every op keeps its most telling shapes as the table grows."""
     hands = []
     for op in ops:
-        cells = {geometry: Cell(op, geometry, DTYPES[0]) for geometry in SHAPES[op.family]}
+        cells = {geometry: Cell(op, geometry, DTYPES[0]) for geometry in op.shapes}
         fitting = [geometry for geometry, cell in cells.items() if cell.x_bytes <= max_bytes]
         hands.append([cells[geometry] for geometry in by_priority(fitting)][:per_op])
     dealt = [hand[i] for i in range(max(map(len, hands), default=0)) for hand in hands if i < len(hand)][:limit]

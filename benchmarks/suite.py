@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -14,10 +15,10 @@ from benchmarks.selection import every_cell, find_cell
 def prepared(cell: str) -> Callable[[], Any]:
     """A call that is compiled and warm, on inputs made once: asv runs `setup` before every single timed call."""
     found = find_cell(cell)
-    function = getattr(normnumba, found.op.name, None)
-    if function is None:
+    function = getattr(normnumba, found.op.function, None)
+    arguments = found.arguments() if function else {}
+    if function is None or not set(arguments) <= set(inspect.signature(function).parameters):
         raise NotImplementedError(f"this commit has no {found.op.name}")
-    arguments = found.arguments()
 
     def call() -> Any:
         return function(**arguments)

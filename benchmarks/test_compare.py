@@ -31,7 +31,7 @@ def calls(cell: Cell) -> dict[str, Call]:
 def test_speed(benchmark: Any, cell: Cell, contender: str) -> None:
     import pytest
 
-    if not hasattr(normnumba, cell.op.name):
+    if not hasattr(normnumba, cell.op.function):
         pytest.skip(f"normnumba has no {cell.op.name} yet")
     call = calls(cell).get(contender)
     if call is None:

@@ -17,7 +17,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from benchmarks.cases import DTYPES, RAGGED, SHAPES, Arguments, Op
+from benchmarks.cases import DTYPES, RAGGED, Arguments, Op, data_of
 from benchmarks.selection import Cell
 
 TOLERANCE = {"float32": 32.0, "float64": 64.0, "float16": 2.0, "bfloat16": 2.0}
@@ -56,8 +56,8 @@ class Check:
 def least_scale(output: str, arguments: Arguments, want: Any) -> float:
     """The smallest scale for errors of an output: see this module's docstring."""
     if output in SUMS:
-        return math.sqrt(arguments["x"].size / max(np.size(want), 1))
-    if output == "dx" and "rstd" in arguments:
+        return math.sqrt(data_of(arguments).size / max(np.size(want), 1))
+    if output in ("dx", "dresidual") and "rstd" in arguments:
         return max(1.0, float(np.max(arguments["rstd"])))
     return 1.0
 
@@ -87,7 +87,7 @@ def errors_of(cell: Cell, library: ModuleType, reference: ModuleType) -> dict[st
     if len(got) != len(cell.op.outputs):
         return dict.fromkeys(cell.op.outputs, math.inf)
     return {
-        name: error_of(g, w, arguments["x"].dtype, least_scale(name, arguments, w))
+        name: error_of(g, w, data_of(arguments).dtype, least_scale(name, arguments, w))
         for name, g, w in zip(cell.op.outputs, got, want, strict=True)
     }
 
@@ -96,7 +96,7 @@ def cells_to_verify(ops: Iterable[Op], dtypes: Iterable[str] = DTYPES, full: boo
     """Ragged and timed shapes of the ops; the second dtype on the smaller ones unless `full`."""
     found = []
     for op in ops:
-        for geometry in (*RAGGED[op.family], *SHAPES[op.family]):
+        for geometry in (*RAGGED[op.family], *op.shapes):
             small = full or geometry.size <= SMALL
             found += [Cell(op, geometry, dtype) for dtype in dtypes if small or dtype == DTYPES[0]]
     return found

@@ -2,6 +2,12 @@
 
 from .config import show_config
 from .dispatch import backends
+from .ops.add import (
+    add_layer_norm_backward,
+    add_layer_norm_forward,
+    add_rms_norm_backward,
+    add_rms_norm_forward,
+)
 from .ops.batch import (
     batch_moments,
     batch_norm,
@@ -12,6 +18,7 @@ from .ops.batch import (
     batch_norm_inference,
     batch_norm_inference_backward,
 )
+from .ops.fold import fold_batch_norm
 from .ops.groups import (
     group_norm,
     group_norm_backward,
@@ -25,6 +32,10 @@ from .ops.rows import layer_norm, layer_norm_backward, layer_norm_forward, rms_n
 __version__ = "0.1.0"
 
 __all__ = [
+    "add_layer_norm_backward",
+    "add_layer_norm_forward",
+    "add_rms_norm_backward",
+    "add_rms_norm_forward",
     "backends",
     "batch_moments",
     "batch_norm",
@@ -34,6 +45,7 @@ __all__ = [
     "batch_norm_forward",
     "batch_norm_inference",
     "batch_norm_inference_backward",
+    "fold_batch_norm",
     "group_norm",
     "group_norm_backward",
     "group_norm_forward",

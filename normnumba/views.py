@@ -10,7 +10,7 @@ import functools
 import math
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
@@ -38,6 +38,10 @@ STORAGE: dict[np.dtype[Any], np.dtype[Any]] = {
     _BFLOAT16: np.dtype(np.int16),
 }
 """How kernels see arrays of each dtype: numba has no half types for CPUs."""
+
+
+NARROW = 16
+"""Elements behind the normalized axes from which a strip fills vectors; below, rows are copied together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,14 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Rows(View):
-    """(R, C): the normalized axes last and merged. Statistics have the shape of the other axes."""
+    """(R, C): the normalized axes last and merged; or strips (O, C, I), with other axes on both sides of them.
+
+    Statistics have the shape of the other axes.
+    """
+
+    rows: int
+    cols: int
+    strips: bool
 
     kept: Shape
     kept_order: Shape
@@ -97,11 +108,11 @@ class Rows(View):
 
     def vector(self, array: Array) -> Array:
         """An array over the normalized axes as (C,), in the order in which they lie in x."""
-        return array.transpose(self.normalized_order).reshape(self.geometry[1]) if array.ndim > 1 else array
+        return array.transpose(self.normalized_order).reshape(self.cols) if array.ndim > 1 else array
 
     def row_values(self, array: Array) -> Array:
-        """An array over the other axes as (R,)."""
-        return array.transpose(self.kept_order).reshape(self.geometry[0]) if array.ndim != 1 else array
+        """An array over the other axes as (R,), in the order in which they lie in x."""
+        return array.transpose(self.kept_order).reshape(self.rows) if array.ndim != 1 else array
 
     def statistics(self, values: Array) -> Array:
         """(R,) as an array over the other axes."""
@@ -116,6 +127,7 @@ class Rows(View):
 class Channels(View):
     """(O, C, I), or where I is 1 columns (1, S, C). Statistics are (C,)."""
 
+    channel_axis: int
     channels: int
     count: int
     """Values in a channel."""
@@ -125,6 +137,37 @@ class Channels(View):
     def vector_shape(self) -> Shape:
         """The shape of a statistic for the kernels."""
         return (1, self.channels) if self.columns else (self.channels,)
+
+    def positions(self, mask: Array) -> Array:
+        """A mask over all axes but the channels', checked, as one of the values of a channel in memory order."""
+        kept = tuple(n for a, n in enumerate(self.shape) if a != self.channel_axis)
+        if mask.dtype != bool:
+            raise TypeError(f"mask must be of dtype bool, True where a position counts, got {mask.dtype}")
+        try:
+            full = np.broadcast_to(mask, kept)
+        except ValueError:
+            raise ValueError(
+                f"mask must broadcast to x without its channel axis {self.channel_axis}, that is to {kept}, "
+                f"got shape {mask.shape}"
+            ) from None
+        order = _ranks([a for a in self.order if a != self.channel_axis])
+        return full.transpose(order).reshape(-1)
+
+    def pick(self, entered: Array, chosen: Array) -> Array:
+        """A copy of the chosen positions of every channel, in a geometry of the same kind."""
+        if self.columns:
+            return entered[:, chosen]
+        outer, _, inner = self.geometry
+        picked = entered.transpose(1, 0, 2)[:, chosen.reshape(outer, inner)]
+        return np.ascontiguousarray(picked)[np.newaxis]
+
+    def put(self, result: Array, chosen: Array, values: Array) -> None:
+        """Set the chosen positions of every channel to what `pick` would give."""
+        if self.columns:
+            result[:, chosen] = values
+        else:
+            outer, _, inner = self.geometry
+            result.transpose(1, 0, 2)[:, chosen.reshape(outer, inner)] = values[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,15 +179,22 @@ class Groups(View):
     columns: bool
 
 
-def as_rows(x: Array, axis: int | Sequence[int]) -> Rows:
-    """View x as rows to be normalized over `axis`.
+@functools.lru_cache(4096)
+def retyped(view: Rows, dtype: np.dtype[Any]) -> Rows:
+    """The view of arrays of the same shape and another dtype."""
+    dtype = _supported(dtype)
+    return replace(view, number=NUMBERS[dtype], storage=STORAGE[dtype])
 
-    Nothing is copied where these axes are the innermost in memory: trailing axes of C-ordered arrays, leading axes of
-    Fortran-ordered ones. Otherwise entering the view costs a copy of x, and leaving it another.
+
+def as_rows(x: Array, axis: int | Sequence[int], strips: bool = True) -> Rows:
+    """View x as rows to be normalized over `axis`, or as strips if the caller has kernels for them.
+
+    Nothing is copied where these axes are the innermost in memory, or with `strips` where they are neighbours and
+    NARROW elements or more lie behind them. Otherwise entering the view costs a copy of x, and leaving it another.
     """
     _require(x)
     axes = axis if isinstance(axis, int) else _int_tuple("axis", axis)
-    return _as_rows(x.shape, x.strides, _supported(x.dtype), axes)
+    return _as_rows(x.shape, x.strides, _supported(x.dtype), axes, strips)
 
 
 def as_channels(x: Array, channel_axis: int) -> Channels:
@@ -164,7 +214,7 @@ def as_groups(x: Array, channel_axis: int, num_groups: int | None) -> Groups:
 
 
 @functools.lru_cache(4096)
-def _as_rows(shape: Shape, strides: Shape, dtype: np.dtype[Any], axis: int | Shape) -> Rows:
+def _as_rows(shape: Shape, strides: Shape, dtype: np.dtype[Any], axis: int | Shape, strips: bool) -> Rows:
     rank = len(shape)
     axes = sorted(_axis("axis", a, shape) for a in ((axis,) if isinstance(axis, int) else axis))
     if not axes or len(set(axes)) != len(axes):
@@ -172,10 +222,14 @@ def _as_rows(shape: Shape, strides: Shape, dtype: np.dtype[Any], axis: int | Sha
     by_memory = _memory_order(shape, strides)
     kept = [a for a in by_memory if a not in axes]
     normalized = [a for a in by_memory if a in axes]
-    order = tuple(kept + normalized)
+    places = [place for place, a in enumerate(by_memory) if a in axes]
+    behind = math.prod(shape[a] for a in by_memory[places[-1] + 1 :])
+    strips = strips and behind >= NARROW and places[-1] - places[0] + 1 == len(places)
+    order = by_memory if strips else tuple(kept + normalized)
     kept_shape = tuple(shape[a] for a in range(rank) if a not in axes)
     normalized_shape = tuple(shape[a] for a in axes)
-    geometry = (math.prod(kept_shape), math.prod(normalized_shape))
+    rows, cols = math.prod(kept_shape), math.prod(normalized_shape)
+    geometry = (rows // behind, cols, behind) if strips else (rows, cols)
     ordered = order == tuple(range(rank))
     return Rows(
         shape=shape,
@@ -185,6 +239,9 @@ def _as_rows(shape: Shape, strides: Shape, dtype: np.dtype[Any], axis: int | Sha
         storage=STORAGE[dtype],
         ordered=ordered,
         packed=ordered and geometry == shape,
+        rows=rows,
+        cols=cols,
+        strips=strips,
         kept=kept_shape,
         kept_order=_ranks(kept),
         normalized=normalized_shape,
@@ -210,6 +267,7 @@ def _as_channels(shape: Shape, strides: Shape, dtype: np.dtype[Any], channel_axi
         storage=STORAGE[dtype],
         ordered=ordered,
         packed=ordered and geometry == shape,
+        channel_axis=channel,
         channels=channels,
         count=outer * inner,
         columns=inner == 1,

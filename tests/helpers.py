@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 import normnumba
-from benchmarks.cases import DTYPES, OPS, RAGGED, accumulator, dtype_of
+from benchmarks.cases import DTYPES, OPS, RAGGED, accumulator, data_of, dtype_of
 from normnumba import reference
 from tests.tolerances import assert_close, natural_scale
 
@@ -43,8 +43,10 @@ def arguments_of(op, geometry, dtype, rng):
 
 
 def x_sized(op):
-    """The names of an op's x-sized inputs, which are those that `out` may be: x, or x and dy."""
-    return ("x",) if op.direction in ("forward", "inference") or op.name == "batch_moments" else ("x", "dy")
+    """The names of the inputs that `out` may be: x, or x and dy; of a norm of a sum, the sum and dy."""
+    if op.direction in ("forward", "inference") or op.name == "batch_moments":
+        return ("x",)
+    return ("summed", "dy") if op.name.startswith("add_") else ("x", "dy")
 
 
 def takes_out(op):
@@ -53,18 +55,19 @@ def takes_out(op):
 
 def terms(arguments, expected):
     """How many elements of x were added up for each element of a result."""
-    return max(np.asarray(arguments["x"]).size // max(np.size(expected), 1), 1)
+    return max(data_of(arguments).size // max(np.size(expected), 1), 1)
 
 
 def assert_matches(op, arguments, got, *, slack=1, note=""):
     """`got`, what normnumba made of `arguments`, is what the reference makes of them."""
     given = {k: v for k, v in arguments.items() if k != "out"}
-    dtype = np.dtype(given["x"].dtype)
+    x = data_of(given)
+    dtype = np.dtype(x.dtype)
     expected = op(reference, given)
     assert len(got) == len(expected) == len(op.outputs)
     for name, a, e in zip(op.outputs, got, expected, strict=True):
         n = terms(given, e) if e is not None else 1
-        scale = slack * natural_scale(name, given, n) if given["x"].size else 0.0
+        scale = slack * natural_scale(name, given, n) if x.size else 0.0
         assert_close(name, a, e, dtype, reduced=n, scale=scale, note=note)
 
 
@@ -89,7 +92,7 @@ def assert_identical(got, expected, note=""):
 def data_type_of(name, x):
     """The dtype that the contract gives an output when parameters are in the accumulator's type."""
     kind = np.dtype(x.dtype)
-    if name in ("y", "dx"):
+    if name in ("y", "dx", "summed", "dresidual"):
         return kind
     if name in ("sum_dy", "sum_dy_xhat", "var"):
         return np.dtype(np.float64)
@@ -104,7 +107,8 @@ def output_shapes(op, geometry):
     if op.family in ("group_norm", "instance_norm"):
         groups = math.gcd(32, *inside) if op.family == "group_norm" else inside[0]
         statistic = (shape[0], groups)
-    shapes = {"y": shape, "dx": shape, "count": (), "mean": statistic, "rstd": statistic}
+    shapes = dict.fromkeys(("y", "dx", "summed", "dresidual"), shape)
+    shapes |= {"count": (), "mean": statistic, "rstd": statistic}
     return [shapes.get(name, parameter) for name in op.outputs]
 
 

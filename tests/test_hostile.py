@@ -331,8 +331,9 @@ def test_layouts(op, dtype, layout, rng):
 def test_channels_last_memory_is_kept(op, rng):
     geometry = Geometry((2, 3, 5, 7), 1)
     arguments = arguments_of(op, geometry, "float32", rng)
-    x = np.moveaxis(np.ascontiguousarray(np.moveaxis(arguments["x"], 1, -1)), -1, 1)
-    got = check(op, {**arguments, "x": x})[0]
+    name = x_sized(op)[0]
+    x = np.moveaxis(np.ascontiguousarray(np.moveaxis(arguments[name], 1, -1)), -1, 1)
+    got = check(op, {**arguments, name: x})[0]
     assert got.strides == x.strides
 
 
@@ -342,6 +343,10 @@ def test_broadcast_inputs(op, rng):
         arguments = arguments_of(op, geometry, "float32", rng)
         for index in ((slice(0, 1),), (..., slice(0, 1))):
             flat = {k: np.broadcast_to(arguments[k][index], geometry.shape) for k in x_sized(op)}
+            if "activation" in arguments and "rstd" in arguments:  # z is that of the statistics of x
+                forward = {k: v for k, v in {**arguments, **flat}.items() if k not in ("dy", "mean", "rstd")}
+                statistics = getattr(reference, op.function.replace("backward", "forward"))(**forward)[1:]
+                flat |= {k: v.astype(np.float32) for k, v in zip(("mean", "rstd"), statistics, strict=True)}
             check(op, {**arguments, **flat}, f"0 strides, {geometry}")
 
 

@@ -38,10 +38,12 @@ class Tolerance:
 
 TABLE = {
     "y": Tolerance(4, 8, 0, "rstd, two products and a sum round once each; sums over blocks add a few eps"),
+    "summed": Tolerance(0, 0, 0, "one sum, rounded once, of what is stored: the same bits"),
     "mean": Tolerance(0, 8, 0, "pivot + mean(x - pivot): rounding is that of deviations, never of a large mean"),
     "var": Tolerance(12, 0, 0, "a sum of squares has no cancellation, so its error is relative"),
     "rstd": Tolerance(6, 0, 0, "half of var's relative error, then a square root and a division"),
     "dx": Tolerance(4, 8, 0, "three terms that cancel, each as large as weight * dy * rstd"),
+    "dresidual": Tolerance(4, 8, 0, "dy times the slope at a z that errs as y does; before a norm, as dx"),
     "dweight": Tolerance(2, 12, 0.1, "a sum of rows in blocks: its error is a random walk over a block's rows"),
     "dbias": Tolerance(2, 12, 0.1, "as dweight"),
     "sum_dy": Tolerance(2, 12, 0.1, "as dbias"),
@@ -67,10 +69,15 @@ def natural_scale(name: str, arguments: dict[str, Any], reduced: int = 1) -> flo
         xhat = (rms("x", 0.0) + rms("mean", 0.0)) * rstd
     elif "rstd" in arguments:
         rstd = float(np.max(arguments["rstd"]))
+
+    def dx() -> float:
+        return rms("weight", 1.0) * rms("dy", 0.0) * rstd + rms("dsummed", 0.0)
+
     return {
-        "y": lambda: xhat * rms("weight", 1.0) + rms("bias", 0.0),
+        "y": lambda: xhat * rms("weight", 1.0) + rms("bias", 0.0) + rms("residual", 0.0),
         "mean": lambda: float(np.std(np.asarray(arguments["x"], dtype=np.float64))),
-        "dx": lambda: rms("weight", 1.0) * rms("dy", 0.0) * rstd,
+        "dx": dx,
+        "dresidual": lambda: dx() if "summed" in arguments else rms("dy", 0.0),
         "dweight": lambda: xhat * rms("dy", 0.0) * math.sqrt(reduced),
         "dbias": lambda: rms("dy", 0.0) * math.sqrt(reduced),
         "sum_dy": lambda: rms("dy", 0.0) * math.sqrt(reduced),

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..dispatch import home
-from ..kernels import BATCH, CONSTANT, GIVEN
+from ..kernels import BATCH, CONSTANT, GIVEN, NONE
 from ..views import Array, Channels, as_channels
-from .checks import EMPTY, FLOAT64, as_gradient, check_like, constant, finite, output, parameter, rsqrt, unpacked
+from .checks import (
+    EMPTY,
+    FLOAT64,
+    activation_code,
+    as_gradient,
+    check_like,
+    constant,
+    finite,
+    output,
+    parameter,
+    rsqrt,
+    unpacked,
+)
 
 
 def batch_norm_forward(
@@ -24,9 +37,14 @@ def batch_norm_forward(
     momentum: float = 0.1,
     channel_axis: int = 1,
     eps: float = 1e-5,
+    mask: Array | None = None,
+    residual: Array | None = None,
+    activation: str | None = None,
     out: Array | None = None,
 ) -> tuple[Array, Array, Array]:
-    """Normalize each channel by its statistics in this batch: y = (x - mean) * rstd * weight + bias.
+    """Normalize each channel by its statistics in this batch: y = activation(z), z = xhat * weight + bias + residual.
+
+    xhat = (x - mean) * rstd. With a residual and relu it is the tail of a ResNet's block.
 
     Parameters
     ----------
@@ -37,13 +55,21 @@ def batch_norm_forward(
         (C,), of any real dtype. None stands for ones and zeros.
     running_mean, running_var : ndarray, optional
         (C,), of any float dtype. Updated in place: running = (1 - momentum) * running + momentum * statistic, the
-        variance being the unbiased one. An empty batch leaves them as they are.
+        variance being the unbiased one. A batch in which nothing counts leaves them as they are.
     momentum : float
         The weight of the new value, as in PyTorch. Keras and Flax call 1 minus this their momentum.
     channel_axis : int
         1 for (N, C, ...), -1 for channels last.
     eps : float
         Added to the variance.
+    mask : ndarray of bool, optional
+        Broadcasts to x without its channel axis; True counts. Statistics are those of the counted positions, which are
+        copied; y is computed everywhere. Where nothing counts, mean and variance are 0.
+    residual : ndarray, optional
+        Added before the activation, in x's shape and dtype; copied where its memory layout is not x's.
+    activation : {None, "relu", "gelu", "gelu_tanh", "silu"}
+        What y is of z. gelu is z * Phi(z) through erf, gelu_tanh its approximation by tanh (Hendrycks and Gimpel, 2016,
+        arXiv:1606.08415), silu is z * sigmoid(z).
     out : ndarray, optional
         Where y is written: x itself, or an array of its shape and dtype that shares no memory with the inputs.
 
@@ -66,24 +92,26 @@ def batch_norm_forward(
     -----
     Ioffe and Szegedy, Batch Normalization, 2015 (arXiv:1502.03167), with PyTorch's conventions.
     """
-    kernels = home(x, weight, bias, running_mean, running_var, out)
+    kernels = home(x, weight, bias, running_mean, running_var, mask, residual, out)
     view = as_channels(x, channel_axis)
-    channels = (view.channels,)
-    scale = parameter("weight", weight, channels, view.number, 1)
-    offset = parameter("bias", bias, channels, view.number, 0)
-    _check_running("running_mean", running_mean, channels)
-    _check_running("running_var", running_var, channels)
+    tail = _tail(view, x, weight, bias, residual, activation)
+    _check_running("running_mean", running_mean, (view.channels,))
+    _check_running("running_var", running_var, (view.channels,))
     eps, momentum = finite("eps", eps), finite("momentum", momentum)
-    if view.count == 1 and view.channels:
+    counted = None if mask is None else view.positions(mask)
+    count = view.count if counted is None else np.count_nonzero(counted)
+    if count == 1 and view.channels:
+        which = "one value" if mask is None else "one value that counts"
         raise ValueError(
-            f"x of shape {x.shape} has one value per channel on axis {channel_axis}: its variance is 0 and y would be "
+            f"x of shape {x.shape} has {which} per channel on axis {channel_axis}: its variance is 0 and y would be "
             "the bias whatever x is. Training needs at least two; use batch_norm_inference for a single one"
         )
-    y = output(out, x, (x,), (weight, bias, running_mean, running_var))
-    stats = _normalize_channels(kernels, view, x, scale, offset, eps, None, y)
-    if view.count:
+    y = output(out, x, (x,), (weight, bias, running_mean, running_var, mask, residual))
+    given = None if counted is None else _moments(kernels, view, x, counted)
+    stats = _normalize_channels(kernels, view, x, tail, eps, given, y)
+    if count:
         _update(running_mean, stats[0], momentum)
-        _update(running_var, stats[1] * (view.count / max(view.count - 1, 1)), momentum)
+        _update(running_var, stats[1] * (count / max(count - 1, 1)), momentum)
     return y, stats[0].astype(view.number), stats[2].astype(view.number)
 
 
@@ -96,13 +124,17 @@ def batch_norm_backward(
     bias: Array | None = None,
     *,
     channel_axis: int = 1,
+    mask: Array | None = None,
+    residual: Array | None = None,
+    activation: str | None = None,
     output_mask: Sequence[bool] = (True, True, True, True),
     out: Array | None = None,
 ) -> tuple[Array | None, Array | None, Array | None, Array | None]:
     """Gradients of `batch_norm_forward`.
 
-    With xhat = (x - mean) * rstd and n values per channel: dbias = sum(dy), dweight = sum(dy * xhat) and
-    dx = weight * rstd * (dy - (dbias + xhat * dweight) / n).
+    With dz = dy * activation'(z), xhat = (x - mean) * rstd and n values per channel: dresidual = dz, dbias = sum(dz),
+    dweight = sum(dz * xhat) and dx = weight * rstd * (dz - (dbias + xhat * dweight) / n). With a mask, n is the number
+    of counted positions, the sums are over all positions, and dx = weight * rstd * dz at those that do not count.
 
     Parameters
     ----------
@@ -114,9 +146,9 @@ def batch_norm_backward(
         (C,), what the forward returned. xhat is centred again, so that the rounding of the mean does not reach the
         gradients.
     weight, bias : ndarray, optional
-        What the forward had. Of the bias only the dtype matters.
-    channel_axis : int
-        1 for (N, C, ...), -1 for channels last.
+        What the forward had. Without an activation only the dtype of the bias matters.
+    channel_axis, mask, residual, activation
+        What the forward had. z is computed again from x. With a mask, the positions that do not count are copied.
     output_mask : sequence of four bool
         Which of dx, dweight, dbias, dresidual to compute; None stands for the others.
     out : ndarray, optional
@@ -125,8 +157,8 @@ def batch_norm_backward(
     Returns
     -------
     dx, dweight, dbias, dresidual : ndarray or None
-        dx like x; dweight and dbias (C,), in the dtype of weight and bias, or mean's where that is None or an integer
-        type. dresidual is None: the forward took no residual.
+        dx and dresidual like x, dresidual None without a residual; dweight and dbias (C,), in the dtype of weight and
+        bias, or mean's where that is None or an integer type.
 
     Raises
     ------
@@ -139,10 +171,13 @@ def batch_norm_backward(
     -----
     Same bits on any number of threads.
     """
-    kernels = home(dy, x, mean, rstd, weight, bias, out)
+    kernels = home(dy, x, mean, rstd, weight, bias, mask, residual, out)
     view = as_channels(x, channel_axis)
     means, rstds = _statistics(view, mean=mean, rstd=rstd)
-    return _backward(kernels, view, dy, x, means, rstds, weight, bias, output_mask, out, (mean, rstd), BATCH)
+    tail = _tail(view, x, weight, bias, residual, activation)
+    counted = None if mask is None else view.positions(mask)
+    others = (mean, rstd, weight, bias, mask, residual)
+    return _backward(kernels, view, dy, x, means, rstds, tail, counted, output_mask, out, others, BATCH)
 
 
 def batch_norm_inference(
@@ -154,9 +189,13 @@ def batch_norm_inference(
     *,
     channel_axis: int = 1,
     eps: float = 1e-5,
+    residual: Array | None = None,
+    activation: str | None = None,
     out: Array | None = None,
 ) -> Array:
-    """Normalize each channel by given statistics: y = (x - mean) / sqrt(var + eps) * weight + bias.
+    """Normalize each channel by given statistics: y = activation(z).
+
+    z = (x - mean) / sqrt(var + eps) * weight + bias + residual.
 
     Parameters
     ----------
@@ -171,6 +210,8 @@ def batch_norm_inference(
         1 for (N, C, ...), -1 for channels last.
     eps : float
         Added to the variance.
+    residual, activation
+        As in `batch_norm_forward`.
     out : ndarray, optional
         Where y is written: x itself, or an array of its shape and dtype that shares no memory with the inputs.
 
@@ -184,15 +225,15 @@ def batch_norm_inference(
     TypeError
         For a dtype or kind of array that is not supported.
     ValueError
-        For shapes or axes that do not fit, or a bad `out`.
+        For shapes or axes that do not fit, an unknown activation, or a bad `out`.
     """
-    kernels = home(x, mean, var, weight, bias, out)
+    kernels = home(x, mean, var, weight, bias, residual, out)
     view = as_channels(x, channel_axis)
-    scale = parameter("weight", weight, (view.channels,), view.number, 1)
-    offset = parameter("bias", bias, (view.channels,), view.number, 0)
+    tail = _tail(view, x, weight, bias, residual, activation)
     given = _statistics(view, mean=mean, var=var)
-    y = output(out, x, (x,), (mean, var, weight, bias))
-    _normalize_channels(kernels, view, x, scale, offset, finite("eps", eps), given, y)
+    eps = finite("eps", eps)
+    y = output(out, x, (x,), (mean, var, weight, bias, residual))
+    _normalize_channels(kernels, view, x, tail, eps, given, y)
     return y
 
 
@@ -206,12 +247,15 @@ def batch_norm_inference_backward(
     *,
     channel_axis: int = 1,
     eps: float = 1e-5,
+    residual: Array | None = None,
+    activation: str | None = None,
     output_mask: Sequence[bool] = (True, True, True, True),
     out: Array | None = None,
 ) -> tuple[Array | None, Array | None, Array | None, Array | None]:
     """Gradients of `batch_norm_inference`, with mean and var as constants: a frozen batch norm in training.
 
-    With rstd = 1 / sqrt(var + eps): dx = dy * weight * rstd, dweight = sum(dy * (x - mean) * rstd), dbias = sum(dy).
+    With rstd = 1 / sqrt(var + eps) and dz = dy * activation'(z): dx = dz * weight * rstd,
+    dweight = sum(dz * (x - mean) * rstd), dbias = sum(dz), dresidual = dz.
 
     Parameters
     ----------
@@ -220,11 +264,9 @@ def batch_norm_inference_backward(
     mean, var : ndarray
         (C,), what the forward had.
     weight, bias : ndarray, optional
-        What the forward had. Of the bias only the dtype matters.
-    channel_axis : int
-        1 for (N, C, ...), -1 for channels last.
-    eps : float
-        Added to the variance.
+        What the forward had. Without an activation only the dtype of the bias matters.
+    channel_axis, eps, residual, activation
+        What the forward had.
     output_mask : sequence of four bool
         Which of dx, dweight, dbias, dresidual to compute; None stands for the others.
     out : ndarray, optional
@@ -242,14 +284,16 @@ def batch_norm_inference_backward(
     ValueError
         For shapes or axes that do not fit, or a bad `out`.
     """
-    kernels = home(dy, x, mean, var, weight, bias, out)
+    kernels = home(dy, x, mean, var, weight, bias, residual, out)
     view = as_channels(x, channel_axis)
     means, variances = _statistics(view, mean=mean, var=var)
     rstds = rsqrt(variances + finite("eps", eps))
-    return _backward(kernels, view, dy, x, means, rstds, weight, bias, output_mask, out, (mean, var), CONSTANT)
+    tail = _tail(view, x, weight, bias, residual, activation)
+    others = (mean, var, weight, bias, residual)
+    return _backward(kernels, view, dy, x, means, rstds, tail, None, output_mask, out, others, CONSTANT)
 
 
-def batch_moments(x: Array, *, channel_axis: int = 1) -> tuple[int, Array, Array]:
+def batch_moments(x: Array, *, channel_axis: int = 1, mask: Array | None = None) -> tuple[int, Array, Array]:
     """Count, mean and biased variance of each channel, to be merged with those of other blocks or machines.
 
     Parameters
@@ -258,11 +302,13 @@ def batch_moments(x: Array, *, channel_axis: int = 1) -> tuple[int, Array, Array
         float16, bfloat16, float32 or float64, with the channels on `channel_axis`.
     channel_axis : int
         1 for (N, C, ...), -1 for channels last.
+    mask : ndarray of bool, optional
+        Broadcasts to x without its channel axis; True counts. The counted positions are copied.
 
     Returns
     -------
     count : int
-        Values per channel.
+        Values per channel, those that count.
     mean, var : ndarray
         (C,), float64. 0 where the count is 0.
 
@@ -271,22 +317,24 @@ def batch_moments(x: Array, *, channel_axis: int = 1) -> tuple[int, Array, Array
     TypeError
         For a dtype or kind of array that is not supported.
     ValueError
-        For an axis that x does not have.
+        For an axis that x does not have, or a mask that does not fit.
 
     Notes
     -----
     Blocks a and b merge exactly: with d = mean_b - mean_a and n = n_a + n_b, mean = mean_a + d * n_b / n and
     var = (n_a * var_a + n_b * var_b) / n + d^2 * n_a * n_b / n^2 (Chan, Golub and LeVeque, 1983).
     """
-    kernels = home(x)
+    kernels = home(x, mask)
     view = as_channels(x, channel_axis)
-    ones, zeros = (constant(view.channels, view.number, value) for value in (1, 0))
-    stats = _normalize_channels(kernels, view, x, ones, zeros, 0.0, None, None)
+    if mask is not None:
+        counted = view.positions(mask)
+        return int(np.count_nonzero(counted)), *_moments(kernels, view, x, counted)
+    stats = _normalize_channels(kernels, view, x, _tail(view, x), 0.0, None, None)
     return view.count, stats[0], stats[1]
 
 
 def batch_norm_backward_sums(
-    dy: Array, x: Array, mean: Array, rstd: Array, *, channel_axis: int = 1
+    dy: Array, x: Array, mean: Array, rstd: Array, *, channel_axis: int = 1, mask: Array | None = None
 ) -> tuple[Array, Array]:
     """The sums that `batch_norm_backward_apply` needs from every block of a batch: sum(dy) and sum(dy * xhat).
 
@@ -302,6 +350,8 @@ def batch_norm_backward_sums(
         rstd.
     channel_axis : int
         1 for (N, C, ...), -1 for channels last.
+    mask : ndarray of bool, optional
+        What the moments had. It changes nothing here: y is computed everywhere, and so are these sums.
 
     Returns
     -------
@@ -315,13 +365,14 @@ def batch_norm_backward_sums(
     ValueError
         For shapes or axes that do not fit.
     """
-    kernels = home(dy, x, mean, rstd)
+    kernels = home(dy, x, mean, rstd, mask)
     view = as_channels(x, channel_axis)
     means, rstds = _statistics(view, mean=mean, rstd=rstd)
     check_like("dy", dy, x)
-    ones = constant(view.channels, view.number, 1)
+    if mask is not None:
+        view.positions(mask)
     sums = np.zeros((2, view.channels))
-    _differentiate_channels(kernels, view, dy, x, means, rstds, ones, CONSTANT, 1, None, sums)
+    _differentiate_channels(kernels, view, dy, x, means, rstds, _tail(view, x), CONSTANT, 1, None, None, sums)
     return sums[0], sums[1]
 
 
@@ -336,11 +387,13 @@ def batch_norm_backward_apply(
     count: int,
     *,
     channel_axis: int = 1,
+    mask: Array | None = None,
     out: Array | None = None,
 ) -> Array:
     """The gradient of a block of a batch from the sums over all of it.
 
-    dx = weight * rstd * (dy - (sum_dy + xhat * sum_dy_xhat) / count) with xhat = (x - mean) * rstd.
+    dx = weight * rstd * (dy - (sum_dy + xhat * sum_dy_xhat) / count) with xhat = (x - mean) * rstd, and
+    weight * rstd * dy at positions that do not count.
 
     Parameters
     ----------
@@ -353,9 +406,11 @@ def batch_norm_backward_apply(
     sum_dy, sum_dy_xhat : ndarray
         (C,), the sums of `batch_norm_backward_sums` over all blocks.
     count : int
-        Values per channel in the whole batch.
+        Values per channel in the whole batch, those that count.
     channel_axis : int
         1 for (N, C, ...), -1 for channels last.
+    mask : ndarray of bool, optional
+        What the moments of this block had. The positions that do not count are copied.
     out : ndarray, optional
         Where dx is written: dy or x itself, or an array of their shape and dtype that shares no memory with the inputs.
 
@@ -369,22 +424,24 @@ def batch_norm_backward_apply(
     TypeError
         For a dtype or kind of array that is not supported.
     ValueError
-        For shapes or axes that do not fit, a bad `out`, or a count below 1 for a block that is not empty.
+        For shapes or axes that do not fit, a bad `out`, or a count below that of this block.
     """
-    kernels = home(dy, x, mean, rstd, weight, sum_dy, sum_dy_xhat, out)
+    kernels = home(dy, x, mean, rstd, weight, sum_dy, sum_dy_xhat, mask, out)
     view = as_channels(x, channel_axis)
     means, rstds = _statistics(view, mean=mean, rstd=rstd)
     sums = np.stack(_statistics(view, sum_dy=sum_dy, sum_dy_xhat=sum_dy_xhat))
     check_like("dy", dy, x)
-    scale = parameter("weight", weight, (view.channels,), view.number, 1)
+    tail = _tail(view, x, weight)
+    counted = None if mask is None else view.positions(mask)
     try:
         count = operator.index(count)
     except TypeError:
         raise TypeError(f"count must be an int, got {count!r}") from None
-    if count < 1 and x.size:
-        raise ValueError(f"count is the values per channel in the whole batch, at least {view.count}, got {count}")
-    dx = output(out, x, (x, dy), (mean, rstd, weight, sum_dy, sum_dy_xhat))
-    _differentiate_channels(kernels, view, dy, x, means, rstds, scale, GIVEN, count, dx, sums)
+    least = view.count if counted is None else np.count_nonzero(counted)
+    if count < least and x.size:
+        raise ValueError(f"count is the values per channel in the whole batch, at least {least}, got {count}")
+    dx = output(out, x, (x, dy), (mean, rstd, weight, sum_dy, sum_dy_xhat, mask))
+    _differentiate_channels(kernels, view, dy, x, means, rstds, tail, GIVEN, max(count, 1), dx, None, sums, counted)
     return dx
 
 
@@ -398,6 +455,9 @@ def batch_norm(
     momentum: float = 0.1,
     channel_axis: int = 1,
     eps: float = 1e-5,
+    mask: Array | None = None,
+    residual: Array | None = None,
+    activation: str | None = None,
     out: Array | None = None,
 ) -> Array:
     """Return y of `batch_norm_forward` alone."""
@@ -410,18 +470,58 @@ def batch_norm(
         momentum=momentum,
         channel_axis=channel_axis,
         eps=eps,
+        mask=mask,
+        residual=residual,
+        activation=activation,
         out=out,
     )[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Tail:
+    """What follows xhat, checked, and ready for the kernels: y = activation(xhat * scale + offset + residual)."""
+
+    scale: Array
+    offset: Array
+    activation: int
+    residual: Array | None
+    weight: Array | None
+    bias: Array | None
+
+
+def _tail(
+    view: Channels,
+    x: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    residual: Array | None = None,
+    activation: str | None = None,
+) -> _Tail:
+    scale = parameter("weight", weight, (view.channels,), view.number, 1)
+    offset = parameter("bias", bias, (view.channels,), view.number, 0)
+    if residual is not None:
+        check_like("residual", residual, x)
+    return _Tail(scale, offset, activation_code(activation), residual, weight, bias)
+
+
+def _moments(kernels: Any, view: Channels, x: Array, counted: Array) -> tuple[Array, Array]:
+    """Mean and biased variance of each channel over the counted positions, 0 where nothing counts."""
+    stats = np.zeros((3, view.channels))
+    if x.size and counted.any():
+        picked = view.pick(view.enter(x), counted)
+        kernel = kernels.columns_forward if view.columns else kernels.channels_forward
+        one, none = constant(view.channels, view.number, 1), EMPTY[view.storage, 3]
+        kernel(picked, none, one, one, 0.0, True, NONE, none, stats.reshape(3, *view.vector_shape))
+    return stats[0], stats[1]
 
 
 def _normalize_channels(
     kernels: Any,
     view: Channels,
     x: Array,
-    weight: Array,
-    bias: Array,
+    tail: _Tail,
     eps: float,
-    given: list[Array] | None,
+    given: Sequence[Array] | None,
     y: Array | None,
 ) -> Array:
     """Fill y unless it is None; return float64 (3, C) mean, var and rstd, of x itself unless mean and var are given."""
@@ -431,9 +531,13 @@ def _normalize_channels(
     if given is not None or not x.size:
         stats[2] = rsqrt(stats[1] + eps)
     if x.size:
-        target = EMPTY[view.storage, 3] if y is None else view.result(y)
+        none = EMPTY[view.storage, 3]
+        target = none if y is None else view.result(y)
+        added = none if tail.residual is None else view.enter(tail.residual)
         kernel = kernels.columns_forward if view.columns else kernels.channels_forward
-        kernel(view.enter(x), weight, bias, eps, given is None, target, stats.reshape(3, *view.vector_shape))
+        statistics = stats.reshape(3, *view.vector_shape)
+        training = given is None
+        kernel(view.enter(x), added, tail.scale, tail.offset, eps, training, tail.activation, target, statistics)
         if y is not None:
             view.leave(target, y)
     return stats
@@ -446,22 +550,38 @@ def _differentiate_channels(
     x: Array,
     mean: Array,
     rstd: Array,
-    weight: Array,
+    tail: _Tail,
     terms: int,
     count: int,
     dx: Array | None,
+    dresidual: Array | None,
     sums: Array,
+    counted: Array | None = None,
 ) -> None:
-    """Fill dx unless it is None, and the float64 (2, C) sums of dy and of dy * xhat unless those are given."""
+    """Fill dx and dresidual unless they are None, and the float64 (2, C) sums of dz and dz * xhat unless GIVEN.
+
+    Positions that are not `counted` get the dx of constant statistics.
+    """
     if not x.size:
         return
-    target = EMPTY[view.storage, 3] if dx is None else view.result(dx)
+    none = EMPTY[view.storage, 3]
+    inputs = [none if a is None else view.enter(a) for a in (dy, x, tail.residual)]
+    results = [none if a is None else view.result(a) for a in (dx, dresidual)]
     kernel = kernels.columns_backward if view.columns else kernels.channels_backward
     shape = view.vector_shape
-    means, rstds = mean.reshape(shape), rstd.reshape(shape)
-    kernel(view.enter(dy), view.enter(x), means, rstds, weight, terms, count, target, sums.reshape(2, *shape))
-    if dx is not None:
-        view.leave(target, dx)
+    channel = (mean.reshape(shape), rstd.reshape(shape), tail.scale, tail.offset)
+    rest = None if counted is None or dx is None else ~counted
+    if rest is not None:  # before dx, which may be one of the inputs
+        picked = [view.pick(a, rest) if a.size else none for a in inputs]
+        alone, no_sums = np.empty_like(picked[0]), np.empty((2, *shape))
+        if alone.size:
+            kernel(*picked, *channel, CONSTANT, 1, tail.activation, alone, none, no_sums)
+    kernel(*inputs, *channel, terms, count, tail.activation, *results, sums.reshape(2, *shape))
+    if rest is not None:
+        view.put(results[0], rest, alone)
+    for result, a in zip(results, (dx, dresidual), strict=True):
+        if a is not None:
+            view.leave(result, a)
 
 
 def _backward(
@@ -471,24 +591,34 @@ def _backward(
     x: Array,
     mean: Array,
     rstd: Array,
-    weight: Array | None,
-    bias: Array | None,
+    tail: _Tail,
+    counted: Array | None,
     output_mask: Sequence[bool],
     out: Array | None,
-    statistics: tuple[Array, Array],
+    others: tuple[Array | None, ...],
     terms: int,
 ) -> tuple[Array | None, Array | None, Array | None, Array | None]:
     """The gradients of a batch norm whose statistics are x's own (BATCH) or not (CONSTANT)."""
-    want_dx, want_dweight, want_dbias, _ = unpacked(output_mask, 4)
+    want_dx, want_dweight, want_dbias, want_dresidual = unpacked(output_mask, 4)
     check_like("dy", dy, x)
-    scale = parameter("weight", weight, (view.channels,), view.number, 1)
-    parameter("bias", bias, (view.channels,), view.number, 0)
-    dx = output(out, x, (x, dy), (*statistics, weight, bias)) if want_dx else None
+    dx = output(out, x, (x, dy), others) if want_dx else None
+    dresidual = np.empty_like(x, subok=False) if want_dresidual and tail.residual is not None else None
     sums = np.zeros((2, view.channels))
-    _differentiate_channels(kernels, view, dy, x, mean, rstd, scale, terms, view.count, dx, sums)
-    dweight = as_gradient(sums[1], weight, view.number) if want_dweight else None
-    dbias = as_gradient(sums[0], bias, view.number) if want_dbias else None
-    return dx, dweight, dbias, None
+    through = dresidual if tail.activation else None
+    if dresidual is not None and not tail.activation:
+        np.copyto(dresidual, dy)  # now, for dx may be written over dy
+    if counted is None:
+        _differentiate_channels(kernels, view, dy, x, mean, rstd, tail, terms, view.count, dx, through, sums)
+    else:
+        exact, _ = _moments(kernels, view, x, counted)  # the given mean is rounded: no gradient must inherit that
+        mean = np.where(np.isfinite(exact), exact, mean)
+        _differentiate_channels(kernels, view, dy, x, mean, rstd, tail, CONSTANT, 1, None, None, sums)
+        count = max(int(np.count_nonzero(counted)), 1)
+        if dx is not None or through is not None:
+            _differentiate_channels(kernels, view, dy, x, mean, rstd, tail, GIVEN, count, dx, through, sums, counted)
+    dweight = as_gradient(sums[1], tail.weight, view.number) if want_dweight else None
+    dbias = as_gradient(sums[0], tail.bias, view.number) if want_dbias else None
+    return dx, dweight, dbias, dresidual
 
 
 def _statistics(view: Channels, **values: Array) -> list[Array]:

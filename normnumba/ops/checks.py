@@ -9,9 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from ..kernels import GELU, GELU_TANH, NONE, RELU, SILU
 from ..views import STORAGE, Array
 
 FLOAT64 = np.dtype(np.float64)
+
+ACTIVATIONS = {None: NONE, "relu": RELU, "gelu": GELU, "gelu_tanh": GELU_TANH, "silu": SILU}
+"""What may follow a norm, as kernels know it."""
 
 
 def parameter(
@@ -43,12 +47,19 @@ EMPTY = {(kind, rank): np.empty((0,) * rank, kind) for kind in set(STORAGE.value
 """Stands for an x-sized output that is not wanted."""
 
 
-def output(out: Array | None, x: Array, allowed: tuple[Array, ...], others: tuple[Array | None, ...]) -> Array:
-    """`out`, checked, or a new array in x's layout."""
+def output(
+    out: Array | None,
+    x: Array,
+    allowed: tuple[Array, ...],
+    others: tuple[Array | None, ...],
+    dtype: np.dtype[Any] | None = None,
+) -> Array:
+    """`out`, checked, or a new array in x's layout; of x's dtype unless another is given."""
     if out is None:
-        return np.empty_like(x, subok=False)
-    if out.dtype != x.dtype:
-        raise TypeError(f"out must have x's dtype {x.dtype}, got {out.dtype}")
+        return np.empty_like(x, dtype, subok=False)
+    wanted = x.dtype if dtype is None else dtype
+    if out.dtype != wanted:
+        raise TypeError(f"out must have x's dtype {wanted}, got {out.dtype}")
     if out.shape != x.shape:
         raise ValueError(f"out must have x's shape {x.shape}, got {out.shape}")
     if not out.flags.writeable:
@@ -69,14 +80,25 @@ def _same_memory(a: Array, b: Array) -> bool:
     return a is b or (a.strides == b.strides and a.__array_interface__["data"] == b.__array_interface__["data"])
 
 
-def check_like(name: str, array: Array, x: Array) -> None:
-    """Refuse an array that is not of x's shape and dtype."""
+def check_like(name: str, array: Array, x: Array, other: str = "x", dtype: np.dtype[Any] | None = None) -> None:
+    """Refuse an array that is not of the shape of x, which the caller knows as `other`, and of its dtype or another."""
+    wanted = x.dtype if dtype is None else dtype
     if array is None:
-        raise TypeError(f"{name} must be an ndarray like x, got None")
-    if array.dtype != x.dtype:
-        raise TypeError(f"{name} must have x's dtype {x.dtype}, got {array.dtype}")
+        raise TypeError(f"{name} must be an ndarray like {other}, got None")
+    if array.dtype != wanted:
+        whose = f"{other}'s dtype {wanted}" if dtype is None else f"dtype {wanted}"
+        raise TypeError(f"{name} must have {whose}, got {array.dtype}")
     if array.shape != x.shape:
-        raise ValueError(f"{name} must have x's shape {x.shape}, got {array.shape}")
+        raise ValueError(f"{name} must have {other}'s shape {x.shape}, got {array.shape}")
+
+
+def activation_code(name: str | None) -> int:
+    """An activation as kernels know it."""
+    try:
+        return ACTIVATIONS[name]
+    except (KeyError, TypeError):
+        names = ", ".join(repr(a) for a in ACTIVATIONS)
+        raise ValueError(f"activation must be one of {names}, got {name!r}") from None
 
 
 def as_gradient(total: Array, parameter: Array | None, number: np.dtype[Any] | None = None) -> Array:

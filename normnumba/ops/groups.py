@@ -9,9 +9,18 @@ import numpy as np
 from ..dispatch import home
 from ..kernels import BATCH
 from ..views import Array, as_groups
-from .checks import EMPTY, FLOAT64, as_gradient, check_like, finite, output, parameter, rsqrt, unpacked
-
-# --------------------------------------------------------------------------------------
+from .checks import (
+    EMPTY,
+    FLOAT64,
+    activation_code,
+    as_gradient,
+    check_like,
+    finite,
+    output,
+    parameter,
+    rsqrt,
+    unpacked,
+)
 
 
 def group_norm_forward(
@@ -22,9 +31,10 @@ def group_norm_forward(
     *,
     channel_axis: int = 1,
     eps: float = 1e-5,
+    activation: str | None = None,
     out: Array | None = None,
 ) -> tuple[Array, Array, Array]:
-    """Normalize each sample over groups of its channels: y = (x - mean) * rstd * weight + bias.
+    """Normalize each sample over groups of its channels: y = activation((x - mean) * rstd * weight + bias).
 
     Parameters
     ----------
@@ -39,6 +49,8 @@ def group_norm_forward(
         1 for (N, C, ...), -1 for channels last.
     eps : float
         Added to the variance.
+    activation : {None, "relu", "gelu", "gelu_tanh", "silu"}
+        As in `batch_norm_forward`.
     out : ndarray, optional
         Where y is written: x itself, or an array of its shape and dtype that shares no memory with the inputs.
 
@@ -65,7 +77,7 @@ def group_norm_forward(
     view = as_groups(x, channel_axis, num_groups)
     scale = parameter("weight", weight, (view.channels,), view.number, 1)
     offset = parameter("bias", bias, (view.channels,), view.number, 0)
-    eps = finite("eps", eps)
+    eps, kind = finite("eps", eps), activation_code(activation)
     y = output(out, x, (x,), (weight, bias))
     samples = x.shape[0]
     if not x.size:
@@ -74,11 +86,12 @@ def group_norm_forward(
     target = view.result(y)
     if view.columns:
         stats = np.empty((3, samples, view.groups))
-        kernels.columns_forward(view.enter(x), scale, offset, eps, True, target, stats)
+        none = EMPTY[view.storage, 3]
+        kernels.columns_forward(view.enter(x), none, scale, offset, eps, True, kind, target, stats)
         mean, rstd = stats[0].astype(view.number), stats[2].astype(view.number)
     else:
         mean, rstd = (np.empty((samples, view.groups), view.number) for _ in range(2))
-        kernels.groups_forward(view.enter(x), scale, offset, eps, target, mean, rstd)
+        kernels.groups_forward(view.enter(x), scale, offset, eps, kind, target, mean, rstd)
     view.leave(target, y)
     return y, mean, rstd
 
@@ -93,13 +106,15 @@ def group_norm_backward(
     bias: Array | None = None,
     *,
     channel_axis: int = 1,
+    activation: str | None = None,
     output_mask: Sequence[bool] = (True, True, True),
     out: Array | None = None,
 ) -> tuple[Array | None, Array | None, Array | None]:
     """Gradients of `group_norm_forward`.
 
-    With xhat = (x - mean) * rstd and g = dy * weight: dx = rstd * (g - average(g) - xhat * average(g * xhat)) over each
-    group of each sample, dweight = sum(dy * xhat) and dbias = sum(dy) over everything but the channels.
+    With xhat = (x - mean) * rstd, dz = dy * activation'(xhat * weight + bias) and g = dz * weight:
+    dx = rstd * (g - average(g) - xhat * average(g * xhat)) over each group of each sample, dweight = sum(dz * xhat) and
+    dbias = sum(dz) over everything but the channels.
 
     Parameters
     ----------
@@ -110,10 +125,10 @@ def group_norm_backward(
     mean, rstd : ndarray
         (N, G), what the forward returned. xhat is centred again, so that the rounding of the mean does not reach the
         gradients.
-    num_groups, channel_axis
+    num_groups, channel_axis, activation
         What the forward had.
     weight, bias : ndarray, optional
-        What the forward had. Of the bias only the dtype matters.
+        What the forward had. Without an activation only the dtype of the bias matters.
     output_mask : sequence of three bool
         Which of dx, dweight, dbias to compute; None stands for the others.
     out : ndarray, optional
@@ -145,18 +160,21 @@ def group_norm_backward(
     means = parameter("mean", mean, (samples, view.groups), number)
     rstds = parameter("rstd", rstd, (samples, view.groups), number)
     scale = parameter("weight", weight, (view.channels,), view.number, 1)
-    parameter("bias", bias, (view.channels,), view.number, 0)
+    offset = parameter("bias", bias, (view.channels,), view.number, 0)
+    kind = activation_code(activation)
     dx = output(out, x, (x, dy), (mean, rstd, weight, bias)) if want_dx else None
     sums = np.zeros((2, view.channels))
     if x.size:
-        target = EMPTY[view.storage, len(view.geometry)] if dx is None else view.result(dx)
+        none = EMPTY[view.storage, len(view.geometry)]
+        target, given, entered = none if dx is None else view.result(dx), view.enter(dy), view.enter(x)
         if view.columns:
             each = np.zeros((2, samples, view.channels))
+            vectors = (means, rstds, scale, offset)
             count = x.size // (samples * view.groups)
-            kernels.columns_backward(view.enter(dy), view.enter(x), means, rstds, scale, BATCH, count, target, each)
+            kernels.columns_backward(given, entered, none, *vectors, BATCH, count, kind, target, none, each)
             np.sum(each, axis=1, out=sums)
         else:
-            kernels.groups_backward(view.enter(dy), view.enter(x), means, rstds, scale, target, sums)
+            kernels.groups_backward(given, entered, means, rstds, scale, offset, kind, target, sums)
         if dx is not None:
             view.leave(target, dx)
     dweight = as_gradient(sums[1], weight, view.number) if want_dweight else None
@@ -172,10 +190,13 @@ def group_norm(
     *,
     channel_axis: int = 1,
     eps: float = 1e-5,
+    activation: str | None = None,
     out: Array | None = None,
 ) -> Array:
     """Return y of `group_norm_forward` alone."""
-    return group_norm_forward(x, num_groups, weight, bias, channel_axis=channel_axis, eps=eps, out=out)[0]
+    return group_norm_forward(
+        x, num_groups, weight, bias, channel_axis=channel_axis, eps=eps, activation=activation, out=out
+    )[0]
 
 
 def instance_norm_forward(
@@ -185,6 +206,7 @@ def instance_norm_forward(
     *,
     channel_axis: int = 1,
     eps: float = 1e-5,
+    activation: str | None = None,
     out: Array | None = None,
 ) -> tuple[Array, Array, Array]:
     """Normalize each channel of each sample: `group_norm_forward` with a group for each channel.
@@ -196,7 +218,9 @@ def instance_norm_forward(
     Ulyanov, Vedaldi and Lempitsky, Instance Normalization, 2016 (arXiv:1607.08022).
     """
     groups = _channels(channel_axis, x, weight, bias, out)
-    return group_norm_forward(x, groups, weight, bias, channel_axis=channel_axis, eps=eps, out=out)
+    return group_norm_forward(
+        x, groups, weight, bias, channel_axis=channel_axis, eps=eps, activation=activation, out=out
+    )
 
 
 def instance_norm_backward(
@@ -208,6 +232,7 @@ def instance_norm_backward(
     bias: Array | None = None,
     *,
     channel_axis: int = 1,
+    activation: str | None = None,
     output_mask: Sequence[bool] = (True, True, True),
     out: Array | None = None,
 ) -> tuple[Array | None, Array | None, Array | None]:
@@ -217,7 +242,17 @@ def instance_norm_backward(
     """
     groups = _channels(channel_axis, x, dy, mean, rstd, weight, bias, out)
     return group_norm_backward(
-        dy, x, mean, rstd, groups, weight, bias, channel_axis=channel_axis, output_mask=output_mask, out=out
+        dy,
+        x,
+        mean,
+        rstd,
+        groups,
+        weight,
+        bias,
+        channel_axis=channel_axis,
+        activation=activation,
+        output_mask=output_mask,
+        out=out,
     )
 
 
@@ -228,10 +263,11 @@ def instance_norm(
     *,
     channel_axis: int = 1,
     eps: float = 1e-5,
+    activation: str | None = None,
     out: Array | None = None,
 ) -> Array:
     """Return y of `instance_norm_forward` alone."""
-    return instance_norm_forward(x, weight, bias, channel_axis=channel_axis, eps=eps, out=out)[0]
+    return instance_norm_forward(x, weight, bias, channel_axis=channel_axis, eps=eps, activation=activation, out=out)[0]
 
 
 def _channels(channel_axis: int, x: Array, *others: Array | None) -> int:

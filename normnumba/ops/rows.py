@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,8 @@ def layer_norm_forward(
     weight, bias : ndarray, optional
         Of any real dtype, in the shape of the normalized axes in order. None stands for ones and zeros.
     axis : int or tuple of int
-        The axes normalized over. Where they are not the innermost in memory, x is copied first and y once more.
+        The axes normalized over. Where they are neither the innermost in memory nor neighbours with 16 elements or more
+        behind them (axis 1 of NCHW), x is copied first and y once more.
     eps : float
         Added to the variance.
     out : ndarray, optional
@@ -61,10 +63,11 @@ def layer_norm_forward(
     offset = view.vector(parameter("bias", bias, view.normalized, view.number, 0))
     eps = finite("eps", eps)
     y = output(out, x, (x,), (weight, bias))
-    mean, rstd = np.empty(view.geometry[0], view.number), np.empty(view.geometry[0], view.number)
+    mean, rstd = np.empty(view.rows, view.number), np.empty(view.rows, view.number)
     if x.size:
         target = view.result(y)
-        kernels.rows_forward(view.enter(x), scale, offset, eps, True, False, target, mean, rstd)
+        kernel = kernels.strips_forward if view.strips else kernels.rows_forward
+        kernel(view.enter(x), scale, offset, eps, True, False, target, mean, rstd)
         view.leave(target, y)
     else:
         mean[:], rstd[:] = 0, rsqrt(eps)
@@ -99,8 +102,7 @@ def layer_norm_backward(
     weight, bias : ndarray, optional
         What the forward had. Of the bias only the dtype matters.
     axis : int or tuple of int
-        The axes normalized over. Where they are not the innermost in memory, dy and x are copied first and dx once
-        more.
+        The axes normalized over. Where x is copied in the forward, dy and x are copied first and dx once more.
     output_mask : sequence of three bool
         Which of dx, dweight, dbias to compute; None stands for the others.
     out : ndarray, optional
@@ -132,10 +134,11 @@ def layer_norm_backward(
     scale = view.vector(parameter("weight", weight, view.normalized, view.number, 1))
     parameter("bias", bias, view.normalized, view.number, 0)
     dx = output(out, x, (x, dy), (mean, rstd, weight, bias)) if want_dx else None
-    sums = np.zeros((2, view.geometry[1] if want_dweight or want_dbias else 0), view.number)
+    sums = np.zeros((2, view.cols if want_dweight or want_dbias else 0), view.number)
     if x.size:
-        target = EMPTY[view.storage, 2] if dx is None else view.result(dx)
-        kernels.rows_backward(view.enter(dy), view.enter(x), means, rstds, scale, True, False, target, sums)
+        target = EMPTY[view.storage, len(view.geometry)] if dx is None else view.result(dx)
+        kernel = kernels.strips_backward if view.strips else kernels.rows_backward
+        kernel(view.enter(dy), view.enter(x), means, rstds, scale, True, False, target, sums)
         if dx is not None:
             view.leave(target, dx)
     dweight = view.parameter(as_gradient(sums[1], weight)) if want_dweight else None
@@ -173,11 +176,12 @@ def rms_norm_forward(
     Parameters
     ----------
     x : ndarray
-        float16, bfloat16, float16, bfloat16, float32 or float64, any shape and strides.
+        float16, bfloat16, float32 or float64, any shape and strides.
     weight : ndarray, optional
         Of any real dtype, in the shape of the normalized axes in order. None stands for ones, whatever the offset.
     axis : int or tuple of int
-        The axes normalized over. Where they are not the innermost in memory, x is copied first and y once more.
+        The axes normalized over. Where they are neither the innermost in memory nor neighbours with 16 elements or more
+        behind them (axis 1 of NCHW), x is copied first and y once more.
     eps : float
         Added to the mean square.
     weight_offset : float
@@ -208,15 +212,16 @@ def rms_norm_forward(
     """
     kernels = home(x, weight, out)
     view = as_rows(x, axis)
-    rounding = _rounds_first(casting, x)
-    scale = view.vector(_offset_weight(weight, view, weight_offset))
+    rounding = rounds_first(casting, x.dtype)
+    scale = view.vector(offset_weight(weight, view, weight_offset))
     zeros = constant(scale.size, view.number, 0)
     eps = finite("eps", eps)
     y = output(out, x, (x,), (weight,))
-    mean, rstd = np.empty(view.geometry[0], view.number), np.empty(view.geometry[0], view.number)
+    mean, rstd = np.empty(view.rows, view.number), np.empty(view.rows, view.number)
     if x.size:
         target = view.result(y)
-        kernels.rows_forward(view.enter(x), scale, zeros, eps, False, rounding, target, mean, rstd)
+        kernel = kernels.strips_forward if view.strips else kernels.rows_forward
+        kernel(view.enter(x), scale, zeros, eps, False, rounding, target, mean, rstd)
         view.leave(target, y)
     else:
         rstd[:] = rsqrt(eps)
@@ -273,16 +278,17 @@ def rms_norm_backward(
     kernels = home(dy, x, rstd, weight, out)
     view = as_rows(x, axis)
     want_dx, want_dweight = unpacked(output_mask, 2)
-    rounding = _rounds_first(casting, x)
+    rounding = rounds_first(casting, x.dtype)
     check_like("dy", dy, x)
     rstds = view.row_values(parameter("rstd", rstd, view.kept, view.number))
-    scale = view.vector(_offset_weight(weight, view, weight_offset))
+    scale = view.vector(offset_weight(weight, view, weight_offset))
     dx = output(out, x, (x, dy), (rstd, weight)) if want_dx else None
-    sums = np.zeros((2, view.geometry[1] if want_dweight else 0), view.number)
+    sums = np.zeros((2, view.cols if want_dweight else 0), view.number)
     if x.size:
-        target = EMPTY[view.storage, 2] if dx is None else view.result(dx)
-        zeros = constant(view.geometry[0], view.number, 0)
-        kernels.rows_backward(view.enter(dy), view.enter(x), zeros, rstds, scale, False, rounding, target, sums)
+        target = EMPTY[view.storage, len(view.geometry)] if dx is None else view.result(dx)
+        zeros = constant(view.rows, view.number, 0)
+        kernel = kernels.strips_backward if view.strips else kernels.rows_backward
+        kernel(view.enter(dy), view.enter(x), zeros, rstds, scale, False, rounding, target, sums)
         if dx is not None:
             view.leave(target, dx)
     return dx, view.parameter(as_gradient(sums[1], weight)) if want_dweight else None
@@ -302,15 +308,15 @@ def rms_norm(
     return rms_norm_forward(x, weight, axis=axis, eps=eps, weight_offset=weight_offset, casting=casting, out=out)[0]
 
 
-def _offset_weight(weight: Array | None, view: Rows, weight_offset: float) -> Array:
+def offset_weight(weight: Array | None, view: Rows, weight_offset: float) -> Array:
     """weight_offset + weight, added in the type that x is computed in; ones where the weight is None."""
     scale = parameter("weight", weight, view.normalized, view.number, 1)
     offset = finite("weight_offset", weight_offset)
     return scale if weight is None or not offset else scale + view.number.type(offset)
 
 
-def _rounds_first(casting: str, x: Array) -> bool:
+def rounds_first(casting: str, dtype: np.dtype[Any]) -> bool:
     """Whether xhat is rounded to x's dtype before the weight multiplies it, which only halves can tell."""
     if casting not in ("float32", "input"):
         raise ValueError(f"casting must be 'float32' or 'input', got {casting!r}")
-    return casting == "input" and x.dtype.itemsize == 2
+    return casting == "input" and dtype.itemsize == 2

@@ -10,91 +10,101 @@ from typing import Any
 import numpy as np
 from numba import prange, types
 
-from .. import BATCH, CONSTANT, GIVEN
+from .. import BATCH, GIVEN, RELU
 from .compiling import array_in, array_out, variants
 from .launching import run
-from .lowlevel import fence, flat, must_stage, stream
-from .spans import BLOCK, channel_gradient, channel_sums, moments, scale_shift
+from .lowlevel import fence, flat, must_stage
+from .spans import BLOCK, centre_before, channel_sums, moments, write_gradients, write_span
 
 
-def channels_forward(x: Any, weight: Any, bias: Any, eps: float, training: bool, y: Any, stats: Any) -> None:
-    """Write y unless it is empty, from the float64 mean, var and rstd in `stats` (3, C), computed first in training."""
-    run(_forward, x, (x, weight, bias, eps, training, y, stats))
+def channels_forward(
+    x: Any, residual: Any, weight: Any, bias: Any, eps: float, training: bool, activation: int, y: Any, stats: Any
+) -> None:
+    """Write y unless it is empty, from the float64 mean, var and rstd in `stats` (3, C), computed first in training.
+
+    An empty residual is none.
+    """
+    run(_forward, x, (x, residual, weight, bias, eps, training, activation, y, stats))
 
 
 def channels_backward(
-    dy: Any, x: Any, mean: Any, rstd: Any, weight: Any, terms: int, count: int, dx: Any, sums: Any
+    dy: Any,
+    x: Any,
+    residual: Any,
+    mean: Any,
+    rstd: Any,
+    weight: Any,
+    bias: Any,
+    terms: int,
+    count: int,
+    activation: int,
+    dx: Any,
+    dresidual: Any,
+    sums: Any,
 ) -> None:
-    """Write dx unless it is empty, and sum(dy) and sum(dy * xhat) into `sums` (2, C). Everything of size C is float64.
+    """Write dx, and with an activation dresidual, unless they are empty; sum(dz) and sum(dz * xhat) into `sums` (2, C).
 
-    `terms` says what dx takes from the sums: BATCH that mean and rstd are x's own, CONSTANT that they do not depend on
-    x, GIVEN that `sums` holds those of a larger batch of `count` values a channel.
+    dz = dy * activation'. mean, rstd and sums are float64. `terms` says what dx takes from the sums: BATCH that mean
+    and rstd are x's own, CONSTANT that they do not depend on x, GIVEN that `sums` holds those of a larger batch of
+    `count` values a channel.
     """
-    run(_backward, x, (dy, x, mean, rstd, weight, terms, count, dx, sums))
+    args = (dy, x, residual, mean, rstd, weight, bias, terms, count, activation, dx, dresidual, sums)
+    run(_backward, x, args)
 
 
 @variants(
     lambda T, A: types.void(
-        *(array_in(T, 3), array_in(A, 1), array_in(A, 1), types.float64, types.boolean),
+        *(array_in(T, 3), array_in(T, 3), array_in(A, 1), array_in(A, 1), types.float64, types.boolean, types.intp),
         *(array_out(T, 3), array_out(types.float64, 2)),
     )
 )
-def _forward(x, weight, bias, eps, training, y, stats):
+def _forward(x, residual, weight, bias, eps, training, activation, y, stats):
     outer, channels, inner = x.shape
-    xs, ys, number = flat(x), flat(y), weight.dtype.type
-    staged = must_stage(y, inner, x, x)
+    xs, rs, ys, number = flat(x), flat(residual), flat(y), weight.dtype.type
+    staged, stride, rounds = must_stage(y, inner, x, x), channels * inner, outer if y.size else 0
     for c in prange(channels):
         if training:
-            pivot, shift, var, r = moments(xs, c * inner, outer, channels * inner, inner, eps, True, number(0))
+            pivot, shift, var, r = moments(xs, c * inner, outer, stride, inner, eps, True, number(0))
             stats[0, c], stats[1, c], stats[2, c] = pivot + shift, var, r
         else:
             pivot = number(stats[0, c])
             shift = stats[0, c] - pivot
         scale = stats[2, c] * weight[c]
-        offset = number(bias[c] - shift * scale)
+        line = pivot, number(scale), number(bias[c] - shift * scale), BLOCK
         buffer = np.empty(BLOCK if staged else 0, y.dtype)
-        for o in range(outer if y.size else 0):
-            start = (o * channels + c) * inner
-            for i in range(0, inner, BLOCK):
-                n = min(BLOCK, inner - i)
-                target, at = (buffer, 0) if staged else (ys, start + i)
-                scale_shift(xs, start + i, n, pivot, number(scale), offset, target, at)
-                if staged:
-                    stream(ys, start + i, buffer, n, xs, xs, start + i + inner)
+        z = np.empty(BLOCK if activation > RELU else 0, weight.dtype)
+        write_span(xs, rs, c * inner, rounds, stride, inner, line, activation, z, ys, buffer, inner)
         fence()
 
 
 @variants(
     lambda T, A: types.void(
-        *(array_in(T, 3), array_in(T, 3), array_in(types.float64, 1), array_in(types.float64, 1), array_in(A, 1)),
-        *(types.intp, types.intp, array_out(T, 3), array_out(types.float64, 2)),
+        *(array_in(T, 3), array_in(T, 3), array_in(T, 3), array_in(types.float64, 1), array_in(types.float64, 1)),
+        *(array_in(A, 1), array_in(A, 1), types.intp, types.intp, types.intp),
+        *(array_out(T, 3), array_out(T, 3), array_out(types.float64, 2)),
     )
 )
-def _backward(dy, x, mean, rstd, weight, terms, count, dx, sums):
+def _backward(dy, x, residual, mean, rstd, weight, bias, terms, count, activation, dx, dresidual, sums):
     outer, channels, inner = x.shape
-    dys, xs, dxs, number = flat(dy), flat(x), flat(dx), weight.dtype.type
-    staged = must_stage(dx, inner, dy, x)
+    dys, xs, rs, number = flat(dy), flat(x), flat(residual), weight.dtype.type
+    dxs, drs, stride = flat(dx), flat(dresidual), channels * inner
+    staged, rounds = must_stage(dx, inner, dy, x), outer if dx.size or dresidual.size else 0
     for c in prange(channels):
-        m, r = number(mean[c]), number(rstd[c])
+        start, m, r, scale = c * inner, number(mean[c]), number(rstd[c]), rstd[c] * weight[c]
+        dz = np.empty(BLOCK if activation else 0, weight.dtype)
         centre = (mean[c] - m) * rstd[c]
+        if terms == BATCH:
+            centre = centre_before(activation, xs, start, outer, stride, inner, m, r, number(0))
+        line = m, number(scale), number(bias[c] - centre * weight[c]), BLOCK
         if terms != GIVEN:
-            sum_dy, sum_dyt, sum_t = channel_sums(dys, xs, c * inner, outer, channels * inner, inner, m, r, number(0))
+            sum_dy, sum_dyt, sum_t = channel_sums(dys, xs, rs, start, outer, stride, inner, m, r, line, activation, dz)
             if terms == BATCH:
                 centre = sum_t / (outer * inner)  # what rounding the mean left in xhat
             sums[0, c], sums[1, c] = sum_dy, sum_dyt - (centre * sum_dy if centre else 0.0)
-        scale = rstd[c] * weight[c]
         slope = -scale * sums[1, c] / count
         shift = number(-scale * sums[0, c] / count - slope * centre)
-        buffer = np.empty(BLOCK if staged else 0, dx.dtype)
-        for o in range(outer if dx.size else 0):
-            start = (o * channels + c) * inner
-            for i in range(0, inner, BLOCK):
-                n = min(BLOCK, inner - i)
-                target, at = (buffer, 0) if staged else (dxs, start + i)
-                if terms == CONSTANT:
-                    scale_shift(dys, start + i, n, number(0), number(scale), number(0), target, at)
-                else:
-                    channel_gradient(dys, xs, start + i, n, m, r, number(scale), number(slope), shift, target, at)
-                if staged:
-                    stream(dxs, start + i, buffer, n, dys, xs, start + i + inner)
+        curve = m, r, number(scale), number(slope), shift, BLOCK
+        buffer = np.empty(BLOCK if staged or not dx.size else 0, dx.dtype)
+        span = start, rounds, stride, inner
+        write_gradients(dys, xs, rs, *span, line, curve, terms, activation, dz, dxs, drs, buffer, inner)
         fence()

@@ -15,34 +15,53 @@ from typing import Any
 import numpy as np
 from numba import prange, types
 
-from .. import BATCH, CONSTANT, GIVEN
+from .. import BATCH, GIVEN, NONE, RELU
 from .compiling import array_in, array_out, variants
 from .launching import run
-from .lowlevel import accumulate, elementwise, fence, flat, frozen, load, must_stage, scalar, store, stream
-from .spans import BLOCK, GROUP, flush, moments
+from .lowlevel import accumulate, elementwise, fence, flat, frozen, inlined, load, must_stage, scalar
+from .spans import BLOCK, GROUP, flush, moments, set_upstream, write_gradients, write_span
 
 FOLD = 128
 """Elements that a long row has at least."""
 
 
-def columns_forward(x: Any, weight: Any, bias: Any, eps: float, training: bool, y: Any, stats: Any) -> None:
-    """Write y unless it is empty, from the float64 mean, var, rstd in `stats` (3, O, G), computed first in training."""
+def columns_forward(
+    x: Any, residual: Any, weight: Any, bias: Any, eps: float, training: bool, activation: int, y: Any, stats: Any
+) -> None:
+    """Write y unless it is empty, from the float64 mean, var, rstd in `stats` (3, O, G), computed first in training.
+
+    An empty residual is none.
+    """
     width = _width(x)
     totals = np.empty((x.shape[0], _blocks(x, width), 2, width if training else 0))
-    run(_forward, x, (x, weight, bias, eps, np.empty((x.shape[0], 3, width), weight.dtype), totals, y, stats))
+    vectors = np.empty((x.shape[0], 3, width), weight.dtype)
+    run(_forward, x, (x, residual, weight, bias, eps, activation, vectors, totals, y, stats))
 
 
 def columns_backward(
-    dy: Any, x: Any, mean: Any, rstd: Any, weight: Any, terms: int, count: int, dx: Any, sums: Any
+    dy: Any,
+    x: Any,
+    residual: Any,
+    mean: Any,
+    rstd: Any,
+    weight: Any,
+    bias: Any,
+    terms: int,
+    count: int,
+    activation: int,
+    dx: Any,
+    dresidual: Any,
+    sums: Any,
 ) -> None:
-    """Write dx unless it is empty, and sum(dy) and sum(dy * xhat) into `sums` (2, O, C). See `channels_backward`.
+    """Write dx, and with an activation dresidual, unless they are empty; sum(dz), sum(dz * xhat) to `sums` (2, O, C).
 
-    mean and rstd are float64 (O, G).
+    See `channels_backward`. mean and rstd are float64 (O, G).
     """
     width = _width(x)
     totals = np.empty((x.shape[0], _blocks(x, width), 3, width if terms != GIVEN else 0))
     vectors = np.empty((x.shape[0], 6, width), weight.dtype)
-    run(_backward, x, (dy, x, mean, rstd, weight, terms, count, vectors, totals, dx, sums))
+    args = (dy, x, residual, mean, rstd, weight, bias, terms, count, activation, vectors, totals, dx, dresidual, sums)
+    run(_backward, x, args)
 
 
 def _width(x: np.ndarray) -> int:
@@ -67,23 +86,23 @@ def _add_moments(x, start, count, pivot, partial):
 
 
 @elementwise
-def _add_moments_of_four(x, start, width, pivot, partial):
+def _add_moments_of_four(x, start, stride, pivot, partial):
     """`_add_moments` of four rows: the accumulators are read and written once for all of them"""
     first, second = partial[0], partial[1]
-    for j in range(width):
+    for j in range(pivot.size):
         p = load(pivot, j)
-        a, b = load(x, start + j) - p, load(x, start + width + j) - p
-        c, d = load(x, start + 2 * width + j) - p, load(x, start + 3 * width + j) - p
+        a, b = load(x, start + j) - p, load(x, start + stride + j) - p
+        c, d = load(x, start + 2 * stride + j) - p, load(x, start + 3 * stride + j) - p
         accumulate(first, j, (a + b) + (c + d), 1)
         accumulate(second, j, (a * a + b * b) + (c * c + d * d), 2)
 
 
 @elementwise
-def _add_products(dy, x, start, count, mean, rstd, partial):
+def _add_products(dy, first, x, start, count, mean, rstd, partial):
     """partial += (dy, dy * t, t) with t = (x - mean) * rstd, for one row"""
     sum_dy, sum_dyt, sum_t = partial[0], partial[1], partial[2]
     for j in range(count):
-        g = load(dy, start + j)
+        g = load(dy, first + j)
         t = (load(x, start + j) - load(mean, j)) * load(rstd, j)
         accumulate(sum_dy, j, g, 1)
         accumulate(sum_dyt, j, g * t, 2)
@@ -91,59 +110,27 @@ def _add_products(dy, x, start, count, mean, rstd, partial):
 
 
 @elementwise
-def _add_products_of_four(dy, x, start, width, mean, rstd, partial):
+def _add_products_of_four(dy, first, x, start, width, mean, rstd, partial):
     """`_add_products` of four rows"""
     sum_dy, sum_dyt, sum_t = partial[0], partial[1], partial[2]
     for j in range(width):
-        m, r, k = load(mean, j), load(rstd, j), start + j
-        a, e = load(dy, k), (load(x, k) - m) * r
-        b, f = load(dy, k + width), (load(x, k + width) - m) * r
-        c, g = load(dy, k + 2 * width), (load(x, k + 2 * width) - m) * r
-        d, h = load(dy, k + 3 * width), (load(x, k + 3 * width) - m) * r
+        m, r, i, k = load(mean, j), load(rstd, j), first + j, start + j
+        a, e = load(dy, i), (load(x, k) - m) * r
+        b, f = load(dy, i + width), (load(x, k + width) - m) * r
+        c, g = load(dy, i + 2 * width), (load(x, k + 2 * width) - m) * r
+        d, h = load(dy, i + 3 * width), (load(x, k + 3 * width) - m) * r
         accumulate(sum_dy, j, (a + b) + (c + d), 1)
         accumulate(sum_dyt, j, (a * e + b * f) + (c * g + d * h), 2)
         accumulate(sum_t, j, (e + f) + (g + h), 3)
 
 
-@elementwise
-def _write_output(x, base, first, last, vectors, y, staged):
-    """y = (x - pivot) * scale + shift for the elements from first to last, which begin and end with a long row"""
-    pivot, scale, shift, width = vectors[0], vectors[1], vectors[2], vectors.shape[1]
-    buffer = np.empty(BLOCK if staged else 0, y.dtype)
-    target, fill, at, column = buffer if staged else y, 0, first, 0
-    while at < last:
-        n = min(width - column, last - at, BLOCK - fill)
-        start, to = base + at, fill if staged else base + at
-        for j in range(n):
-            t = load(x, start + j) - load(pivot, column + j)
-            store(target, to + j, t * load(scale, column + j) + load(shift, column + j))
-        at, fill, column = at + n, fill + n, (column + n) % width
-        if fill == BLOCK or at == last:
-            if staged:
-                stream(y, base + at - fill, buffer, fill, x, x, base + at)
-            fill = 0
-    fence()
-
-
-@elementwise
-def _write_gradient(dy, x, base, first, last, vectors, dx, staged):
-    """dx = dy * scale + t * slope + shift with t = (x - mean) * rstd, like `_write_output`"""
-    mean, rstd, scale, slope, shift = vectors[0], vectors[1], vectors[2], vectors[3], vectors[4]
-    buffer = np.empty(BLOCK if staged else 0, dx.dtype)
-    target, fill, at, column, width = buffer if staged else dx, 0, first, 0, vectors.shape[1]
-    while at < last:
-        n = min(width - column, last - at, BLOCK - fill)
-        start, to = base + at, fill if staged else base + at
-        for j in range(n):
-            t = (load(x, start + j) - load(mean, column + j)) * load(rstd, column + j)
-            g = load(dy, start + j) * load(scale, column + j)
-            store(target, to + j, g + t * load(slope, column + j) + load(shift, column + j))
-        at, fill, column = at + n, fill + n, (column + n) % width
-        if fill == BLOCK or at == last:
-            if staged:
-                stream(dx, base + at - fill, buffer, fill, dy, x, base + at)
-            fill = 0
-    fence()
+@inlined
+def _add_rows(four, dy, first, x, start, count, mean, rstd, partial):
+    """`_add_products` of one row or of four"""
+    if four:
+        _add_products_of_four(dy, first, x, start, mean.size, mean, rstd, partial)
+    else:
+        _add_products(dy, first, x, start, count, mean, rstd, partial)
 
 
 @scalar
@@ -163,64 +150,91 @@ def _merge(totals, channels):
 def _set_pivots(x, base, long_rows, channels, pivot):
     """pivot = the mean of each column over the first long rows, the same in every fold"""
     head, width = min(long_rows, 16), pivot.size
-    partial = np.zeros((2, width), pivot.dtype)
-    for j in range(width):
-        pivot[j] = load(x, base + j)
-    for r in range(1, head):
-        _add_moments(x, base + r * width, width, pivot, partial)
+    set_means(x, base, width, head, pivot)
     for c in range(channels):
         total = 0.0
         for j in range(c, width, channels):
-            total += pivot[j] - pivot[c] + partial[0, j] / head
+            total += pivot[j] - pivot[c]
         mean = pivot.dtype.type(pivot[c] + total / (width // channels))
         for j in range(c, width, channels):
             pivot[j] = mean
 
 
 @scalar
-def _block_moments(x, base, size, first, last, pivot, totals):
-    """totals = (sum(t), sum(t^2)) over the long rows from first to last"""
+def set_means(x, base, stride, rows, pivot):
+    """pivot = the mean of each column over some rows"""
+    partial = np.zeros((2, pivot.size), pivot.dtype)
+    for j in range(pivot.size):
+        pivot[j] = load(x, base + j)
+    for r in range(1, rows):
+        _add_moments(x, base + r * stride, pivot.size, pivot, partial)
+    for j in range(pivot.size):
+        pivot[j] += partial[0, j] / rows
+
+
+@scalar
+def block_moments(x, base, stride, size, first, last, pivot, totals):
+    """totals = (sum(t), sum(t^2)) over the rows from first to last, of `size` elements from `base` on"""
     width = pivot.size
     partial = np.zeros((2, width), pivot.dtype)
     totals[:] = 0
     r = first
     while r < last:
         stop = min(r + GROUP, last)
-        while r + 4 <= stop and (r + 4) * width <= size:
-            _add_moments_of_four(x, base + r * width, width, pivot, partial)
+        while r + 4 <= stop and (r + 3) * stride + width <= size:
+            _add_moments_of_four(x, base + r * stride, stride, pivot, partial)
             r += 4
         for k in range(r, stop):
-            _add_moments(x, base + k * width, min(width, size - k * width), pivot, partial)
+            _add_moments(x, base + k * stride, min(width, size - k * stride), pivot, partial)
         r = stop
         flush(partial, totals)
 
 
-@scalar
-def _block_products(dy, x, base, size, first, last, vectors, totals):
-    """totals = (sum(dy), sum(dy * t), sum(t)) over the long rows from first to last"""
-    mean, rstd, width = vectors[0], vectors[1], vectors.shape[1]
-    partial = np.zeros((3, width), vectors.dtype)
-    totals[:] = 0
-    r = first
-    while r < last:
-        stop = min(r + GROUP, last)
-        while r + 4 <= stop and (r + 4) * width <= size:
-            _add_products_of_four(dy, x, base + r * width, width, mean, rstd, partial)
-            r += 4
-        for k in range(r, stop):
-            _add_products(dy, x, base + k * width, min(width, size - k * width), mean, rstd, partial)
-        r = stop
-        flush(partial, totals)
+def _multiplying(active):
+    @scalar
+    def block_products(dy, x, residual, base, size, first, last, vectors, activation, totals):
+        mean, rstd, width = vectors[0], vectors[1], vectors.shape[1]
+        line = mean, vectors[2], vectors[5], width
+        partial = np.zeros((3, width), vectors.dtype)
+        dz = np.empty(4 * width if active else 0, vectors.dtype)
+        totals[:] = 0
+        r = first
+        while r < last:
+            stop = min(r + GROUP, last)
+            while r < stop:
+                at, four = base + r * width, r + 4 <= stop and (r + 4) * width <= size
+                n = 4 * width if four else min(width, size - r * width)
+                if active:
+                    upstream = set_upstream(activation, dy, x, residual, at, n, 0, line, dz)
+                    _add_rows(four, upstream, 0, x, at, n, mean, rstd, partial)
+                else:
+                    _add_rows(four, dy, at, x, at, n, mean, rstd, partial)
+                r += 4 if four else 1
+            flush(partial, totals)
+
+    return block_products
+
+
+_products, _active_products = _multiplying(False), _multiplying(True)
 
 
 @scalar
-def _column_moments(x, start, rows, stride, pivot, first, second, eps):
+def _block_products(dy, x, residual, base, size, first, last, vectors, activation, totals):
+    """totals = (sum(dz), sum(dz * t), sum(t)) with dz = dy * activation' over the long rows from first to last"""
+    if activation:
+        _active_products(dy, x, residual, base, size, first, last, vectors, activation, totals)
+    else:
+        _products(dy, x, residual, base, size, first, last, vectors, activation, totals)
+
+
+@scalar
+def column_moments(x, start, rows, stride, pivot, first, second, eps, center):
     """`moments` of a column, from its sums about the pivot, or from its elements where those are no good"""
-    shift = first / rows
+    shift = first / rows if center else 0.0
     var = second / rows - shift * shift
     if shift * shift <= 4 * var < math.inf:
         return pivot, shift, var, 1 / math.sqrt(var + eps)
-    return moments(x, start, rows, stride, 1, eps, True, type(pivot)(0))
+    return moments(x, start, rows, stride, 1, eps, center, type(pivot)(0))
 
 
 @scalar
@@ -231,7 +245,9 @@ def _group_moments(x, base, rows, channels, begin, end, pivots, first, second, e
     """
     mean, squares, rstd = 0.0, 0.0, 0.0
     for c in range(begin, end):
-        pivots[c], shift, var, rstd = _column_moments(x, base + c, rows, channels, pivots[c], first[c], second[c], eps)
+        pivots[c], shift, var, rstd = column_moments(
+            x, base + c, rows, channels, pivots[c], first[c], second[c], eps, True
+        )
         away = shift - mean if c == begin else pivots[c] - pivots[begin] + shift - mean
         mean += away / (c - begin + 1)
         squares += var + away * away * (c - begin) / (c - begin + 1)
@@ -241,15 +257,58 @@ def _group_moments(x, base, rows, channels, begin, end, pivots, first, second, e
     return mean, var, 1 / math.sqrt(var + eps)
 
 
+@scalar
+def _set_scales(x, base, rows, weight, bias, eps, begin, end, sums, vectors, stats):
+    """Complete the vectors of a group of columns, in every fold, and its `stats`, taken from `sums` in training"""
+    channels, width = weight.size, vectors.shape[1]
+    if sums.size:
+        shift, var, rstd = _group_moments(x, base, rows, channels, begin, end, vectors[0], sums[0], sums[1], eps)
+        stats[0], stats[1], stats[2] = vectors[0, begin] + shift, var, rstd
+    else:
+        vectors[0, begin:end] = stats[0]
+        shift = stats[0] - vectors[0, begin]
+    pivot = vectors[0, begin]
+    for c in range(begin, end):
+        scale, away = stats[2] * weight[c], shift - (vectors[0, c] - pivot)
+        for j in range(c, width, channels):
+            vectors[0, j], vectors[1, j], vectors[2, j] = vectors[0, c], scale, bias[c] - away * scale
+
+
+@scalar
+def _set_line(vectors, mean, rstd, weight, bias, centre, first, last):
+    """What z takes in a group of columns, in every fold: the mean and rstd, the scale, and the shift"""
+    for c in range(first, last):
+        for j in range(c, vectors.shape[1], weight.size):
+            vectors[0, j], vectors[1, j], vectors[2, j] = mean, rstd, rstd * weight[c]
+            vectors[5, j] = bias[c] - centre * weight[c]
+
+
+@scalar
+def _set_curve(vectors, totals, rstd, weight, centre, count, first, last, sums):
+    """What dx takes in a group of columns, in every fold: the slope and the shift; and sums of columns from totals"""
+    sum_g, sum_gxhat = 0.0, 0.0
+    for c in range(first, last):
+        if totals.size:
+            sums[0, c] = totals[0, c]
+            sums[1, c] = totals[1, c] - (centre * totals[0, c] if centre else 0.0)
+        sum_g += sums[0, c] * weight[c]
+        sum_gxhat += sums[1, c] * weight[c]
+    slope = -rstd * sum_gxhat / count
+    shift = -rstd * sum_g / count - slope * centre
+    for c in range(first, last):
+        for j in range(c, vectors.shape[1], weight.size):
+            vectors[3, j], vectors[4, j] = slope, shift
+
+
 @variants(
     lambda T, A: types.void(
-        *(array_in(T, 3), array_in(A, 1), array_in(A, 1), types.float64),
+        *(array_in(T, 3), array_in(T, 3), array_in(A, 1), array_in(A, 1), types.float64, types.intp),
         *(array_out(A, 3), array_out(types.float64, 4), array_out(T, 3), array_out(types.float64, 3)),
     )
 )
-def _forward(x, weight, bias, eps, vectors, totals, y, stats):
+def _forward(x, residual, weight, bias, eps, activation, vectors, totals, y, stats):
     outer, rows, channels = x.shape
-    xs, ys, groups = flat(x), flat(y), stats.shape[2]
+    xs, rs, ys, groups = flat(x), flat(residual), flat(y), stats.shape[2]
     size, width, blocks, training = rows * channels, vectors.shape[2], totals.shape[1], totals.size > 0
     long_rows = (size + width - 1) // width
     for o in range(outer if training else 0):
@@ -257,86 +316,72 @@ def _forward(x, weight, bias, eps, vectors, totals, y, stats):
     for task in prange(outer * blocks if training else 0):
         o, b = task // blocks, task % blocks
         first, last = b * long_rows // blocks, (b + 1) * long_rows // blocks
-        _block_moments(xs, o * size, size, first, last, frozen(vectors[o, 0]), totals[o, b])
+        block_moments(xs, o * size, width, size, first, last, frozen(vectors[o, 0]), totals[o, b])
     for o in prange(outer if training else 0):
         _merge(totals[o], channels)
     for task in prange(outer * groups):
         o, g = task // groups, task % groups
         first, last = g * channels // groups, (g + 1) * channels // groups
-        if training:
-            sums = totals[o, 0]
-            shift, var, r = _group_moments(
-                xs, o * size, rows, channels, first, last, vectors[o, 0], sums[0], sums[1], eps
-            )
-            mean = vectors[o, 0, first] + shift
-            stats[0, o, g], stats[1, o, g], stats[2, o, g] = mean, var, r
-        else:
-            for c in range(first, last):
-                vectors[o, 0, c] = stats[0, o, g]
-            shift = stats[0, o, g] - vectors[o, 0, first]
-        pivot = vectors[o, 0, first]
-        for c in range(first, last):
-            scale, away = stats[2, o, g] * weight[c], shift - (vectors[o, 0, c] - pivot)
-            for j in range(c, width, channels):
-                vectors[o, 0, j], vectors[o, 1, j], vectors[o, 2, j] = vectors[o, 0, c], scale, bias[c] - away * scale
+        _set_scales(xs, o * size, rows, weight, bias, eps, first, last, totals[o, 0], vectors[o], stats[:, o, g])
     staged = must_stage(y, size, x, x)
     for task in prange(outer * blocks if y.size else 0):
         o, b = task // blocks, task % blocks
-        first, last = b * long_rows // blocks * width, (b + 1) * long_rows // blocks * width
-        _write_output(xs, o * size, first, min(last, size), frozen(vectors[o]), ys, staged)
+        first, last = b * long_rows // blocks * width, min((b + 1) * long_rows // blocks * width, size)
+        buffer = np.empty(BLOCK if staged else 0, y.dtype)
+        z = np.empty(BLOCK if activation > RELU else 0, weight.dtype)
+        v = frozen(vectors[o])
+        line = v[0], v[1], v[2], width
+        write_span(xs, rs, o * size + first, 1, 0, last - first, line, activation, z, ys, buffer, BLOCK)
+        fence()
 
 
 @variants(
     lambda T, A: types.void(
-        *(array_in(T, 3), array_in(T, 3), array_in(types.float64, 2), array_in(types.float64, 2), array_in(A, 1)),
-        *(types.intp, types.intp, array_out(A, 3), array_out(types.float64, 4), array_out(T, 3)),
-        array_out(types.float64, 3),
+        *(array_in(T, 3), array_in(T, 3), array_in(T, 3), array_in(types.float64, 2), array_in(types.float64, 2)),
+        *(array_in(A, 1), array_in(A, 1), types.intp, types.intp, types.intp, array_out(A, 3)),
+        *(array_out(types.float64, 4), array_out(T, 3), array_out(T, 3), array_out(types.float64, 3)),
     )
 )
-def _backward(dy, x, mean, rstd, weight, terms, count, vectors, totals, dx, sums):
+def _backward(
+    dy, x, residual, mean, rstd, weight, bias, terms, count, activation, vectors, totals, dx, dresidual, sums
+):
     outer, rows, channels = x.shape
-    dys, xs, dxs = flat(dy), flat(x), flat(dx)
+    dys, xs, rs, dxs, drs = flat(dy), flat(x), flat(residual), flat(dx), flat(dresidual)
     size, width, blocks, groups = rows * channels, vectors.shape[2], totals.shape[1], mean.shape[1]
-    long_rows = (size + width - 1) // width
-    for o in range(outer):
-        for j in range(width):
-            g = j % channels * groups // channels
-            vectors[o, 0, j], vectors[o, 1, j] = mean[o, g], rstd[o, g]
-    for task in prange(outer * blocks if terms != GIVEN else 0):
-        o, b = task // blocks, task % blocks
-        first, last = b * long_rows // blocks, (b + 1) * long_rows // blocks
-        _block_products(dys, xs, o * size, size, first, last, frozen(vectors[o]), totals[o, b])
-    for o in prange(outer if terms != GIVEN else 0):
-        _merge(totals[o], channels)
-    for task in prange(outer * groups):
-        o, g = task // groups, task % groups
-        first, last = g * channels // groups, (g + 1) * channels // groups
-        centre = (mean[o, g] - vectors[o, 0, first]) * rstd[o, g]
-        if terms == BATCH:
-            centre = 0.0
-            for c in range(first, last):  # what rounding the mean left in xhat
-                centre += totals[o, 0, 2, c] / (rows * (last - first))
-        sum_g, sum_gxhat = 0.0, 0.0
-        for c in range(first, last):
-            if terms != GIVEN:
-                sums[0, o, c] = totals[o, 0, 0, c]
-                sums[1, o, c] = totals[o, 0, 1, c] - (centre * sums[0, o, c] if centre else 0.0)
-            sum_g += sums[0, o, c] * weight[c]
-            sum_gxhat += sums[1, o, c] * weight[c]
-        slope = -rstd[o, g] * sum_gxhat / count
-        shift = -rstd[o, g] * sum_g / count - slope * centre
-        for c in range(first, last):
-            scale = rstd[o, g] * weight[c]
-            for j in range(c, width, channels):
-                if terms == CONSTANT:  # what _write_output takes: the pivot, scale and shift of dy
-                    vectors[o, 3, j], vectors[o, 4, j], vectors[o, 5, j] = 0, scale, 0
-                else:
-                    vectors[o, 2, j], vectors[o, 3, j], vectors[o, 4, j] = scale, slope, shift
+    long_rows, number = (size + width - 1) // width, weight.dtype.type
+    centres = np.zeros((outer, groups))
+    if terms != BATCH:
+        for o in range(outer):
+            for g in range(groups):
+                centres[o, g] = (mean[o, g] - number(mean[o, g])) * rstd[o, g]
+    again = activation != NONE and terms == BATCH and np.max(np.abs(mean) * rstd) > 4  # see centre_before
+    passes = 0 if terms == GIVEN else 2 if again else 1
+    for p in range(passes + 1):
+        for task in prange(outer * groups):
+            o, g = task // groups, task % groups
+            first, last = g * channels // groups, (g + 1) * channels // groups
+            if p and terms == BATCH:
+                centres[o, g] = totals[o, 0, 2, first:last].sum() / (rows * (last - first))
+            if p == passes:
+                _set_curve(vectors[o], totals[o, 0], rstd[o, g], weight, centres[o, g], count, first, last, sums[:, o])
+            if not p or p < passes:
+                _set_line(vectors[o], mean[o, g], rstd[o, g], weight, bias, centres[o, g], first, last)
+        kind = activation if p == passes - 1 else NONE
+        for task in prange(outer * blocks if p < passes else 0):
+            o, b = task // blocks, task % blocks
+            first, last = b * long_rows // blocks, (b + 1) * long_rows // blocks
+            _block_products(dys, xs, rs, o * size, size, first, last, frozen(vectors[o]), kind, totals[o, b])
+        for o in prange(outer if p < passes else 0):
+            _merge(totals[o], channels)
     staged = must_stage(dx, size, dy, x)
-    for task in prange(outer * blocks if dx.size else 0):
+    for task in prange(outer * blocks if dx.size or dresidual.size else 0):
         o, b = task // blocks, task % blocks
-        first, last = b * long_rows // blocks * width, (b + 1) * long_rows // blocks * width
-        if terms == CONSTANT:
-            _write_output(dys, o * size, first, min(last, size), frozen(vectors[o, 3:]), dxs, staged)
-        else:
-            _write_gradient(dys, xs, o * size, first, min(last, size), frozen(vectors[o]), dxs, staged)
+        first, last = b * long_rows // blocks * width, min((b + 1) * long_rows // blocks * width, size)
+        buffer = np.empty(BLOCK if staged or not dx.size else 0, dx.dtype)
+        dz = np.empty(BLOCK if activation else 0, weight.dtype)
+        v = frozen(vectors[o])
+        line = v[0], v[2], v[5], width
+        curve = v[0], v[1], v[2], v[3], v[4], width
+        span = o * size + first, 1, 0, last - first
+        write_gradients(dys, xs, rs, *span, line, curve, terms, activation, dz, dxs, drs, buffer, BLOCK)
+        fence()

@@ -51,24 +51,25 @@ def array_out(dtype: Any, ndim: int) -> types.Array:
     return types.Array(dtype, ndim, "C")
 
 
-def variants(signature: Callable[[Any, Any], Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def variants(signature: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Turn a kernel's source into a cached factory of its compiled variants.
 
-    `signature(T, A)` gives the numba signature for data of type T computed in type A. Call the result with the dtype of
-    the data and whether `prange` shall use threads.
+    `signature(T, A, *others)` gives the numba signature for data of type T computed in type A, and arrays of other
+    types. Call the result with the dtype of the data, whether `prange` shall use threads, and the other dtypes.
     """
 
     def decorate(source: Callable[..., Any]) -> Callable[..., Any]:
         @functools.cache
-        def variant(dtype: np.dtype, parallel: bool) -> Any:
-            name = f"{source.__name__}-{dtype.name}-{'parallel' if parallel else 'serial'}"
+        def variant(dtype: np.dtype, parallel: bool, *others: np.dtype) -> Any:
+            parts = (source.__name__, dtype.name, *(d.name for d in others), "parallel" if parallel else "serial")
+            name = "-".join(parts)
             kernel = FunctionType(source.__code__, source.__globals__, name)
             kernel.__qualname__ = name
             compiled.append(f"{source.__module__}.{name}")
             dispatcher = numba.njit(parallel=parallel, **OPTIONS)(kernel)
             dispatcher._cache = _Cache(kernel)
             data = numba.from_dtype(dtype)
-            dispatcher.compile(signature(data, accumulator(data)))
+            dispatcher.compile(signature(data, accumulator(data), *map(numba.from_dtype, others)))
             dispatcher.disable_compile()
             return dispatcher
 

@@ -7,21 +7,24 @@ from typing import Any
 import numpy as np
 from numba import prange, types
 
+from .. import BATCH, RELU
 from .compiling import array_in, array_out, variants
 from .launching import run
-from .lowlevel import fence, flat, must_stage, stream
-from .spans import BLOCK, channel_gradient, channel_sums, moments, scale_shift
+from .lowlevel import fence, flat, must_stage
+from .spans import BLOCK, centre_before, channel_sums, moments, write_gradients, write_span
 
 
-def groups_forward(x: Any, weight: Any, bias: Any, eps: float, y: Any, mean: Any, rstd: Any) -> None:
+def groups_forward(x: Any, weight: Any, bias: Any, eps: float, activation: int, y: Any, mean: Any, rstd: Any) -> None:
     """Write y, and mean and rstd (N, G) of every group."""
-    run(_forward, x, (x, weight, bias, eps, y, mean, rstd))
+    run(_forward, x, (x, weight, bias, eps, activation, y, mean, rstd))
 
 
-def groups_backward(dy: Any, x: Any, mean: Any, rstd: Any, weight: Any, dx: Any, sums: Any) -> None:
+def groups_backward(
+    dy: Any, x: Any, mean: Any, rstd: Any, weight: Any, bias: Any, activation: int, dx: Any, sums: Any
+) -> None:
     """Write dx unless it is empty, and dbias and dweight into the float64 `sums` (2, G * K)."""
     partial = np.zeros((_blocks(x), *sums.shape))
-    run(_backward, x, (dy, x, mean, rstd, weight, dx, partial))
+    run(_backward, x, (dy, x, mean, rstd, weight, bias, activation, dx, partial))
     np.sum(partial, axis=0, out=sums)
 
 
@@ -33,40 +36,35 @@ def _blocks(x: np.ndarray) -> int:
 
 @variants(
     lambda T, A: types.void(
-        *(array_in(T, 4), array_in(A, 1), array_in(A, 1), types.float64),
+        *(array_in(T, 4), array_in(A, 1), array_in(A, 1), types.float64, types.intp),
         *(array_out(T, 4), array_out(A, 2), array_out(A, 2)),
     )
 )
-def _forward(x, weight, bias, eps, y, mean, rstd):
+def _forward(x, weight, bias, eps, activation, y, mean, rstd):
     samples, groups, width, inner = x.shape
     count = width * inner
     xs, ys, number = flat(x), flat(y), mean.dtype.type
     staged = must_stage(y, inner, x, x)
     for unit in prange(samples * groups):
         g = unit % groups
-        start = unit * count
-        pivot, shift, _, r = moments(xs, start, 1, 0, count, eps, True, number(0))
+        pivot, shift, _, r = moments(xs, unit * count, 1, 0, count, eps, True, number(0))
         mean[unit // groups, g], rstd[unit // groups, g] = pivot + shift, r
         buffer = np.empty(BLOCK if staged else 0, y.dtype)
+        z = np.empty(BLOCK if activation > RELU else 0, weight.dtype)
         for k in range(width):
-            scale = r * weight[g * width + k]
-            offset = number(bias[g * width + k] - shift * scale)
-            for i in range(start + k * inner, start + (k + 1) * inner, BLOCK):
-                n = min(BLOCK, start + (k + 1) * inner - i)
-                target, at = (buffer, 0) if staged else (ys, i)
-                scale_shift(xs, i, n, pivot, number(scale), offset, target, at)
-                if staged:
-                    stream(ys, i, buffer, n, xs, xs, i + count)
+            scale, start = r * weight[g * width + k], unit * count + k * inner
+            line = pivot, number(scale), number(bias[g * width + k] - shift * scale), BLOCK
+            write_span(xs, xs[:0], start, 1, 0, inner, line, activation, z, ys, buffer, count)
         fence()
 
 
 @variants(
     lambda T, A: types.void(
-        *(array_in(T, 4), array_in(T, 4), array_in(A, 2), array_in(A, 2), array_in(A, 1)),
-        *(array_out(T, 4), array_out(types.float64, 3)),
+        *(array_in(T, 4), array_in(T, 4), array_in(A, 2), array_in(A, 2), array_in(A, 1), array_in(A, 1)),
+        *(types.intp, array_out(T, 4), array_out(types.float64, 3)),
     )
 )
-def _backward(dy, x, mean, rstd, weight, dx, partial):
+def _backward(dy, x, mean, rstd, weight, bias, activation, dx, partial):
     samples, groups, width, inner = x.shape
     dys, xs, dxs, number = flat(dy), flat(x), flat(dx), weight.dtype.type
     blocks, count = partial.shape[0], width * inner
@@ -75,29 +73,25 @@ def _backward(dy, x, mean, rstd, weight, dx, partial):
         b, g = task // groups, task % groups
         sums = np.empty((2, width))
         buffer = np.empty(BLOCK if staged else 0, dx.dtype)
+        dz = np.empty(BLOCK if activation else 0, weight.dtype)
+        none, w, offset = xs[:0], weight[g * width : (g + 1) * width], bias[g * width : (g + 1) * width]
         for n in range(b * samples // blocks, (b + 1) * samples // blocks):
             start, m, r = (n * groups + g) * count, mean[n, g], rstd[n, g]
+            before = centre_before(activation, xs, start, 1, 0, count, m, r, number(0))
             sum_g, sum_gt, sum_t = 0.0, 0.0, 0.0
             for k in range(width):
-                a, p, t = channel_sums(dys, xs, start + k * inner, 1, 0, inner, m, r, number(0))
+                line = m, number(r * w[k]), number(offset[k] - before * w[k]), BLOCK
+                a, p, t = channel_sums(dys, xs, none, start + k * inner, 1, 0, inner, m, r, line, activation, dz)
                 sums[0, k], sums[1, k] = a, p
-                sum_g, sum_gt, sum_t = (
-                    sum_g + a * weight[g * width + k],
-                    sum_gt + p * weight[g * width + k],
-                    sum_t + t,
-                )
+                sum_g, sum_gt, sum_t = sum_g + a * w[k], sum_gt + p * w[k], sum_t + t
             centre = sum_t / count  # what rounding the mean left in xhat
             slope = -r * (sum_gt - centre * sum_g) / count
             shift = number(-r * sum_g / count - slope * centre)
             for k in range(width):
-                c = g * width + k
-                partial[b, 0, c] += sums[0, k]
-                partial[b, 1, c] += sums[1, k] - centre * sums[0, k]
-                for i in range(start + k * inner, start + (k + 1) * inner if dx.size else 0, BLOCK):
-                    size = min(BLOCK, start + (k + 1) * inner - i)
-                    target, at = (buffer, 0) if staged else (dxs, i)
-                    scale = number(r * weight[c])
-                    channel_gradient(dys, xs, i, size, m, r, scale, number(slope), shift, target, at)
-                    if staged:
-                        stream(dxs, i, buffer, size, dys, xs, i + count)
+                partial[b, 0, g * width + k] += sums[0, k]
+                partial[b, 1, g * width + k] += sums[1, k] - centre * sums[0, k]
+                line = m, number(r * w[k]), number(offset[k] - before * w[k]), BLOCK
+                curve = m, r, number(r * w[k]), number(slope), shift, BLOCK
+                span = start + k * inner, 1 if dx.size else 0, 0, inner
+                write_gradients(dys, xs, none, *span, line, curve, BATCH, activation, dz, dxs, dxs[:0], buffer, count)
         fence()

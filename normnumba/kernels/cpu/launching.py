@@ -26,13 +26,13 @@ _launching = threading.Lock()
 _forked = False
 
 
-def run(variant: Callable[..., Any], x: np.ndarray, args: tuple[Any, ...]) -> None:
-    """Call the variant that suits the dtype and size of x."""
+def run(variant: Callable[..., Any], x: np.ndarray, args: tuple[Any, ...], *others: np.dtype) -> None:
+    """Call the variant that suits the size of x, its dtype and those of others."""
     if x.size < PARALLEL_FROM or not _claim():
-        variant(x.dtype, False)(*args)
+        variant(x.dtype, False, *others)(*args)
         return
     try:
-        variant(x.dtype, True)(*args)
+        variant(x.dtype, True, *others)(*args)
     finally:
         _release()
 

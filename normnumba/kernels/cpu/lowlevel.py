@@ -34,6 +34,10 @@ elementwise = numba.njit(**_INNER, fastmath={"nsz", "contract"})
 """The same for loops whose elements are independent: a product and the sum that follows become one instruction. Not
 `reassoc`, which may turn (x - pivot) - shift into x - (pivot + shift)."""
 
+inlined = numba.njit(**_INNER, fastmath={"nsz", "contract"}, forceinline=True)
+"""The same for what is done to one element of such a loop, since LLVM does not vectorize a loop with a call in it; and
+for what is done to one block: an array is passed as seven words, and a few of them take longer than a small image."""
+
 STREAM_FROM = 8 << 20
 """Bytes of output from which it bypasses the caches: smaller ones are better left there for whoever reads them next."""
 
@@ -103,7 +107,12 @@ def plus(typingctx, total, value):
 
 @intrinsic
 def load(typingctx, array, index):
-    """array[index] in the accumulator's type. From a read-only array it may be moved across any `store`."""
+    """array[index] in the accumulator's type. From a read-only array it may be moved across any `store`.
+
+    A number stands for an array that holds it everywhere, so that a loop serves one channel and rows of channels alike.
+    """
+    if isinstance(array, types.Float):
+        return array(array, types.intp), lambda context, builder, sig, args: args[0]
     signature = accumulator(array.dtype)(array, types.intp)
 
     def codegen(context, builder, sig, args):
@@ -114,6 +123,47 @@ def load(typingctx, array, index):
         return _widen(builder, sig.args[0].dtype, value)
 
     return signature, codegen
+
+
+def constant(low, high):
+    """A number for float32 and one for float64: call it with a value of the type that is wanted."""
+
+    @intrinsic
+    def typed(typingctx, like):
+        value = high if like == types.float64 else low
+        return like(like), lambda context, builder, sig, args: context.get_constant(sig.return_type, value)
+
+    return typed
+
+
+def polynomial(low, high):
+    """The polynomials with these coefficients, the constant one first: `low` for float32, `high` for float64."""
+
+    @intrinsic
+    def evaluate(typingctx, x):
+        def codegen(context, builder, sig, args):
+            *rest, total = [context.get_constant(x, c) for c in (high if x == types.float64 else low)]
+            for coefficient in reversed(rest):
+                product = builder.fmul(total, args[0], flags=("contract",))
+                total = builder.fadd(product, coefficient, flags=("contract",))
+            return total
+
+        return x(x), codegen
+
+    return evaluate
+
+
+@intrinsic
+def two_to_minus(typingctx, shifted):
+    """2^-k from k + 1.5 * 2^23 (float32) or k + 1.5 * 2^52, whose last bits are those of k: for k from 0 to 126."""
+
+    def codegen(context, builder, sig, args):
+        wide = sig.return_type == types.float64
+        bits, mantissa, bias = (ir.IntType(64), 52, 1023) if wide else (_I32, 23, 127)
+        power = builder.shl(builder.bitcast(args[0], bits), bits(mantissa))
+        return builder.bitcast(builder.sub(bits(bias << mantissa), power), args[0].type)
+
+    return shifted(shifted), codegen
 
 
 @intrinsic
@@ -257,6 +307,17 @@ def fence(typingctx):
 
     def codegen(context, builder, sig, args):
         builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def barrier(typingctx):
+    """Keep the compiler from moving loads over it: a buffer that was filled by `store` may be `frozen` behind it."""
+
+    def codegen(context, builder, sig, args):
+        builder.fence("acq_rel", targetscope="singlethread")
         return context.get_dummy_value()
 
     return types.void(), codegen

@@ -13,10 +13,12 @@ from numba import prange, types
 
 from .compiling import array_in, array_out, variants
 from .launching import run
-from .lowlevel import fence, flat, must_stage, stream
+from .lowlevel import barrier, fence, flat, frozen, inlined, must_stage, stream
 from .spans import (
     BLOCK,
     GROUP,
+    add,
+    copy,
     flush,
     moments,
     normalize,
@@ -45,6 +47,48 @@ def rows_backward(
         np.sum(partial, axis=1, out=sums)
 
 
+def add_rows_forward(
+    x: Any,
+    residual: Any,
+    weight: Any,
+    bias: Any,
+    eps: float,
+    center: bool,
+    rounding: bool,
+    summed: Any,
+    y: Any,
+    mean: Any,
+    rstd: Any,
+) -> None:
+    """Write summed = x + residual, and y, mean and rstd of its rows; y is of x's type."""
+    args = (x, residual, weight, bias, eps, center, rounding, summed, y, mean, rstd)
+    run(_add_forward, summed, args, x.dtype, residual.dtype)
+
+
+def add_rows_backward(
+    dy: Any,
+    dsummed: Any,
+    summed: Any,
+    mean: Any,
+    rstd: Any,
+    weight: Any,
+    center: bool,
+    rounding: bool,
+    dx: Any,
+    dresidual: Any,
+    sums: Any,
+) -> None:
+    """Write the gradient of the sum in dy's type to dx and in summed's to dresidual, and `sums`, unless they are empty.
+
+    An empty dsummed is zero.
+    """
+    partial = np.zeros((2, _blocks(*summed.shape), sums.shape[1]))
+    args = (dy, dsummed, summed, mean, rstd, weight, center, rounding, dx, dresidual, partial)
+    run(_add_backward, summed, args, dy.dtype)
+    if sums.size:
+        np.sum(partial, axis=1, out=sums)
+
+
 def _blocks(rows: int, cols: int) -> int:
     """How many blocks of rows have parameter gradients of their own.
 
@@ -52,6 +96,52 @@ def _blocks(rows: int, cols: int) -> int:
     sums at 2 MiB.
     """
     return max(1, min(rows // 16, 64, (1 << 17) // max(cols, 1)))
+
+
+@inlined
+def _normalize_row(x, start, cols, weight, bias, eps, center, rounding, y, buffer):
+    """y of a row, through `buffer` unless that is empty; returns mean and rstd"""
+    number = weight.dtype.type
+    pivot, shift, _, r = moments(x, start, 1, 0, cols, eps, center, number(0))
+    for c in range(0, cols, BLOCK):
+        n = min(BLOCK, cols - c)
+        target, at = (buffer, 0) if buffer.size else (y, start + c)
+        a, b = number(r), number(-shift * r)
+        if rounding:
+            normalize_rounding(x, start + c, n, pivot, a, b, weight, bias, c, target, at)
+        else:
+            normalize(x, start + c, n, pivot, a, b, weight, bias, c, target, at)
+        if buffer.size:
+            stream(y, start + c, buffer, n, x, x, start + c + cols)
+    return pivot + shift, r
+
+
+@inlined
+def _row_terms(dy, x, start, cols, mean, rstd, weight, center):
+    """slope, shift, centre: what dx of a row takes"""
+    number = weight.dtype.type
+    sum_g, sum_gt, sum_t = row_sums(dy, x, start, cols, mean, rstd, weight, number(0))
+    if not center:
+        sum_g, sum_t = 0.0, 0.0
+    centre = sum_t / cols  # what rounding the mean left in xhat
+    slope = -rstd * (sum_gt - centre * sum_g) / cols
+    shift = -rstd * sum_g / cols - slope * centre
+    return number(slope), number(shift), number(centre)
+
+
+@inlined
+def _differentiate_row(dy, x, start, count, mean, rstd, terms, rounding, weight, column, dx, at, sums):
+    """dx of a block of a row, whose first element is in `column`, and unless `sums` is empty dbias and dweight"""
+    slope, shift, centre = terms
+    dbias, dweight = sums[0], sums[1]
+    if sums.size and rounding:
+        row_gradients_rounding(
+            dy, x, start, count, mean, rstd, slope, shift, centre, weight, column, dx, at, dbias, dweight
+        )
+    elif sums.size:
+        row_gradients(dy, x, start, count, mean, rstd, slope, shift, centre, weight, column, dx, at, dbias, dweight)
+    else:
+        row_gradient(dy, x, start, count, mean, rstd, slope, shift, weight, column, dx, at)
 
 
 @variants(
@@ -62,26 +152,35 @@ def _blocks(rows: int, cols: int) -> int:
 )
 def _forward(x, weight, bias, eps, center, rounding, y, mean, rstd):
     rows, cols = x.shape
-    xs, ys, number = flat(x), flat(y), mean.dtype.type
+    xs, ys = flat(x), flat(y)
     staged = must_stage(y, cols, x, x)
     tasks = min(rows, 256)
     for task in prange(tasks):
         buffer = np.empty(BLOCK if staged else 0, y.dtype)
         for row in range(task * rows // tasks, (task + 1) * rows // tasks):
-            start = row * cols
-            pivot, shift, _, r = moments(xs, start, 1, 0, cols, eps, center, number(0))
-            mean[row] = pivot + shift
-            rstd[row] = r
-            for c in range(0, cols, BLOCK):
-                n = min(BLOCK, cols - c)
-                target, at = (buffer, 0) if staged else (ys, start + c)
-                a, b = number(r), number(-shift * r)
-                if rounding:
-                    normalize_rounding(xs, start + c, n, pivot, a, b, weight, bias, c, target, at)
-                else:
-                    normalize(xs, start + c, n, pivot, a, b, weight, bias, c, target, at)
-                if staged:
-                    stream(ys, start + c, buffer, n, xs, xs, start + c + cols)
+            m, r = _normalize_row(xs, row * cols, cols, weight, bias, eps, center, rounding, ys, buffer)
+            mean[row], rstd[row] = m, r
+        fence()
+
+
+@variants(
+    lambda S, A, X, R: types.void(
+        *(array_in(X, 2), array_in(R, 2), array_in(A, 1), array_in(A, 1), types.float64, types.boolean, types.boolean),
+        *(array_out(S, 2), array_out(X, 2), array_out(A, 1), array_out(A, 1)),
+    )
+)
+def _add_forward(x, residual, weight, bias, eps, center, rounding, summed, y, mean, rstd):
+    rows, cols = x.shape
+    xs, rs, ss, ys = flat(x), flat(residual), flat(summed), flat(y)
+    staged = must_stage(y, cols, x, x)
+    tasks = min(rows, 256)
+    for task in prange(tasks):
+        buffer = np.empty(BLOCK if staged else 0, y.dtype)
+        for row in range(task * rows // tasks, (task + 1) * rows // tasks):
+            add(xs, rs, row * cols, cols, ss, row * cols)
+            barrier()
+            m, r = _normalize_row(frozen(ss), row * cols, cols, weight, bias, eps, center, rounding, ys, buffer)
+            mean[row], rstd[row] = m, r
         fence()
 
 
@@ -93,34 +192,53 @@ def _forward(x, weight, bias, eps, center, rounding, y, mean, rstd):
 )
 def _backward(dy, x, mean, rstd, weight, center, rounding, dx, partial):
     rows, cols = x.shape
-    dys, xs, dxs, number = flat(dy), flat(x), flat(dx), mean.dtype.type
-    blocks = partial.shape[1]
+    dys, xs, dxs, blocks = flat(dy), flat(x), flat(dx), partial.shape[1]
     staged = must_stage(dx, cols, dy, x)
     for block in prange(blocks):
         buffer = np.empty(BLOCK if staged or not dx.size else 0, dx.dtype)
         sums = np.zeros((2, partial.shape[2]), mean.dtype)
-        dbias, dweight = sums[0], sums[1]
         last = (block + 1) * rows // blocks
         for row in range(block * rows // blocks, last):
             start, m, r = row * cols, mean[row], rstd[row]
-            sum_g, sum_gt, sum_t = row_sums(dys, xs, start, cols, m, r, weight, number(0))
-            if not center:
-                sum_g, sum_t = 0.0, 0.0
-            centre = sum_t / cols  # what rounding the mean left in xhat
-            slope = -r * (sum_gt - centre * sum_g) / cols
-            shift = -r * sum_g / cols - slope * centre
+            terms = _row_terms(dys, xs, start, cols, m, r, weight, center)
             for c in range(0, cols, BLOCK):
-                n = min(BLOCK, cols - c)
-                target, at = (buffer, 0) if staged or not dx.size else (dxs, start + c)
-                a, b, d = number(slope), number(shift), number(centre)
-                if partial.size and rounding:
-                    row_gradients_rounding(dys, xs, start + c, n, m, r, a, b, d, weight, c, target, at, dbias, dweight)
-                elif partial.size:
-                    row_gradients(dys, xs, start + c, n, m, r, a, b, d, weight, c, target, at, dbias, dweight)
-                else:
-                    row_gradient(dys, xs, start + c, n, m, r, a, b, weight, c, target, at)
+                n, i = min(BLOCK, cols - c), start + c
+                target, at = (buffer, 0) if buffer.size else (dxs, i)
+                _differentiate_row(dys, xs, i, n, m, r, terms, rounding, weight, c, target, at, sums)
                 if staged:
-                    stream(dxs, start + c, buffer, n, dys, xs, start + c + cols)
+                    stream(dxs, i, buffer, n, dys, xs, i + cols)
             if partial.size and (row + 1 == last or row % GROUP == 0):
                 flush(sums, partial[:, block])
         fence()
+
+
+@variants(
+    lambda S, A, X: types.void(
+        *(array_in(X, 2), array_in(S, 2), array_in(S, 2), array_in(A, 1), array_in(A, 1), array_in(A, 1)),
+        *(types.boolean, types.boolean, array_out(X, 2), array_out(S, 2), array_out(types.float64, 3)),
+    )
+)
+def _add_backward(dy, dsummed, summed, mean, rstd, weight, center, rounding, dx, dresidual, partial):
+    rows, cols = summed.shape
+    dys, ds, ss, blocks = flat(dy), flat(dsummed), flat(summed), partial.shape[1]
+    dxs, drs = flat(dx), flat(dresidual)
+    for block in prange(blocks):
+        gradient, total = np.empty(BLOCK, mean.dtype), np.empty(BLOCK, mean.dtype)
+        sums = np.zeros((2, partial.shape[2]), mean.dtype)
+        last = (block + 1) * rows // blocks
+        for row in range(block * rows // blocks, last):
+            start, m, r = row * cols, mean[row], rstd[row]
+            terms = _row_terms(dys, ss, start, cols, m, r, weight, center)
+            for c in range(0, cols, BLOCK):
+                n, i = min(BLOCK, cols - c), start + c
+                _differentiate_row(dys, ss, i, n, m, r, terms, rounding, weight, c, gradient, 0, sums)
+                result = gradient
+                if ds.size:
+                    add(ds, gradient, i, n, total, 0)
+                    result = total
+                if drs.size:
+                    copy(result, n, drs, i)
+                if dxs.size:
+                    copy(result, n, dxs, i)
+            if partial.size and (row + 1 == last or row % GROUP == 0):
+                flush(sums, partial[:, block])

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import math
 
-from .lowlevel import accumulate, elementwise, load, plus, rounded, scalar, store
+from .. import CONSTANT, RELU
+from .activations import activate, differentiate
+from .lowlevel import accumulate, barrier, elementwise, frozen, inlined, load, plus, rounded, scalar, store, stream
 
 BLOCK = 4096
 """Elements that one loop takes: 16 KiB of float32, half of an L1 cache, and few enough roundings to ignore."""
@@ -112,14 +114,21 @@ def moments(x, start, outer, stride, inner, eps, center, zero):
     return number(pivot / scale), shift / scale, var / scale / scale, scale / math.sqrt(var + eps * scale * scale)
 
 
+@elementwise
+def add(x, other, start, count, total, at):
+    """total = x + other"""
+    for i in range(count):
+        store(total, at + i, load(x, start + i) + load(other, at + i))
+
+
 def _normalizing(rounding):
     @elementwise
     def normalize(x, start, count, pivot, rstd, shift, weight, bias, column, y, at):
-        """y = ((x - pivot) * rstd + shift) * weight + bias, weight and bias from `column` on"""
+        """y = ((x - pivot) * rstd + shift) * weight + bias, those that are vectors from `column` on"""
         for i in range(count):
-            xhat = (load(x, start + i) - pivot) * rstd + shift
+            xhat = (load(x, start + i) - load(pivot, column + i)) * load(rstd, column + i) + load(shift, column + i)
             if rounding:
-                xhat = rounded(x, xhat)
+                xhat = rounded(y, xhat)
             store(y, at + i, xhat * load(weight, column + i) + load(bias, column + i))
 
     return normalize
@@ -128,14 +137,91 @@ def _normalizing(rounding):
 normalize = _normalizing(False)
 
 normalize_rounding = _normalizing(True)
-"""`normalize` with xhat rounded to x's dtype before the weight multiplies it"""
+"""`normalize` with xhat rounded to y's dtype before the weight multiplies it"""
 
 
-@elementwise
-def scale_shift(x, start, count, pivot, scale, shift, y, at):
-    """y = (x - pivot) * scale + shift"""
-    for i in range(count):
-        store(y, at + i, (load(x, start + i) - pivot) * scale + shift)
+def _scaling(adding):
+    @inlined
+    def scale_shift(x, residual, start, count, pivot, scale, shift, column, floor, y, at):
+        """y = max((x - pivot) * scale + shift + residual, floor), the vectors from `column` on"""
+        for i in range(count):
+            t = load(x, start + i) - load(pivot, column + i)
+            value = t * load(scale, column + i) + load(shift, column + i)
+            if adding:
+                value += load(residual, start + i)
+            store(y, at + i, floor if value < floor else value)
+
+    return scale_shift
+
+
+_scale_shift, _scale_shift_add = _scaling(False), _scaling(True)
+
+
+@inlined
+def _affine(x, residual, start, count, column, line, floor, y, at):
+    """(x - pivot) * scale + shift + residual for elements from `start` on, whose first is in `column`; the next column
+
+    `line` is pivot, scale, shift and how many columns those have: BLOCK where they are numbers.
+    """
+    pivot, scale, shift, width = line
+    done = 0
+    while done < count:
+        n = min(width - column, count - done)
+        if residual.size:
+            _scale_shift_add(x, residual, start + done, n, pivot, scale, shift, column, floor, y, at + done)
+        else:
+            _scale_shift(x, residual, start + done, n, pivot, scale, shift, column, floor, y, at + done)
+        done += n
+        column = column + n if column + n < width else 0
+    return column
+
+
+def _writing(smooth):
+    @scalar
+    def write(x, residual, start, outer, stride, inner, line, activation, z, y, buffer, ahead):
+        number = z.dtype.type
+        floor = number(0 if activation == RELU else -math.inf)
+        second = residual if residual.size else x  # an address that is nobody's would cost a walk of the page table
+        for o in range(outer):
+            first, column = start + o * stride, 0
+            for i in range(first, first + inner, BLOCK):
+                n = min(BLOCK, first + inner - i)
+                target, at = (buffer, 0) if buffer.size else (y, i)
+                if smooth:
+                    column = _affine(x, residual, i, n, column, line, floor, z, 0)
+                    activate(activation, z, n, target, at)
+                else:
+                    column = _affine(x, residual, i, n, column, line, floor, target, at)
+                if buffer.size:
+                    stream(y, i, buffer, n, x, second, i + ahead)
+
+    return write
+
+
+_write, _write_smooth = _writing(False), _writing(True)
+
+
+@scalar
+def write_span(x, residual, start, outer, stride, inner, line, activation, z, y, buffer, ahead):
+    """y = activation((x - pivot) * scale + shift + residual) over a span; see `_affine`
+
+    Blocks pass through `z` for an activation that is more than a floor, and `buffer` unless that is empty. Here, and
+    below, one loop without the activation and one with it: a call in it, taken or not, doubled the time of short spans.
+    """
+    if activation > RELU:
+        _write_smooth(x, residual, start, outer, stride, inner, line, activation, z, y, buffer, ahead)
+    else:
+        _write(x, residual, start, outer, stride, inner, line, activation, z, y, buffer, ahead)
+
+
+@scalar
+def set_upstream(activation, dy, x, residual, start, count, column, line, dz):
+    """Set dz = dy * activation'(z) in a block, from x, since the forward keeps nothing, and return it to be read"""
+    barrier()
+    _affine(x, residual, start, count, column, line, dz.dtype.type(-math.inf), dz, 0)
+    differentiate(activation, dy, start, count, dz)
+    barrier()
+    return frozen(dz)
 
 
 @elementwise
@@ -178,7 +264,7 @@ def _differentiating(rounding):
         for i in range(count):
             g = load(dy, start + i)
             t = (load(x, start + i) - mean) * rstd
-            xhat = rounded(x, t - centre) if rounding else t - centre
+            xhat = rounded(dy, t - centre) if rounding else t - centre
             accumulate(dweight, column + i, g * xhat, 1)
             accumulate(dbias, column + i, g, 2)
             store(dx, at + i, g * load(weight, column + i) * rstd + t * slope + shift)
@@ -193,36 +279,141 @@ row_gradients_rounding = _differentiating(True)
 
 
 @elementwise
-def _plain_sums(dy, x, start, count, mean, rstd, zero):
+def _plain_sums(dy, at, x, start, count, mean, rstd, zero):
     """sum(dy), sum(dy * t), sum(t) with t = (x - mean) * rstd"""
     sum_dy, sum_dyt, sum_t = zero, zero, zero
-    for i in range(start, start + count):
-        t = (load(x, i) - mean) * rstd
-        sum_dy = plus(sum_dy, load(dy, i))
-        sum_dyt = plus(sum_dyt, load(dy, i) * t)
+    for i in range(count):
+        g = load(dy, at + i)
+        t = (load(x, start + i) - mean) * rstd
+        sum_dy = plus(sum_dy, g)
+        sum_dyt = plus(sum_dyt, g * t)
         sum_t = plus(sum_t, t)
     return sum_dy, sum_dyt, sum_t
 
 
+def _summing(active):
+    @scalar
+    def sums(dy, x, residual, start, outer, stride, inner, mean, rstd, line, activation, dz):
+        sum_dy, sum_dyt, sum_t, rest, rest2 = 0.0, 0.0, 0.0, 0.0, 0.0
+        zero = dz.dtype.type(0)
+        for o in range(outer):
+            first = start + o * stride
+            for i in range(first, first + inner, BLOCK):
+                n = min(BLOCK, first + inner - i)
+                if active:
+                    upstream = set_upstream(activation, dy, x, residual, i, n, 0, line, dz)
+                    a, b, c = _plain_sums(upstream, 0, x, i, n, mean, rstd, zero)
+                else:
+                    a, b, c = _plain_sums(dy, i, x, i, n, mean, rstd, zero)
+                sum_dy, rest = _add(sum_dy, rest, a)
+                sum_dyt, rest2 = _add(sum_dyt, rest2, b)
+                sum_t += c
+        return sum_dy + rest, sum_dyt + rest2, sum_t
+
+    return sums
+
+
+_sums, _active_sums = _summing(False), _summing(True)
+
+
 @scalar
-def channel_sums(dy, x, start, outer, stride, inner, mean, rstd, zero):
-    """`_plain_sums` of a whole span, in float64"""
-    sum_dy, sum_dyt, sum_t, rest, rest2 = 0.0, 0.0, 0.0, 0.0, 0.0
+def channel_sums(dy, x, residual, start, outer, stride, inner, mean, rstd, line, activation, dz):
+    """sum(dz), sum(dz * t), sum(t) over a span, in float64, with dz = dy * activation' and t = (x - mean) * rstd"""
+    if activation:
+        return _active_sums(dy, x, residual, start, outer, stride, inner, mean, rstd, line, activation, dz)
+    return _sums(dy, x, residual, start, outer, stride, inner, mean, rstd, line, activation, dz)
+
+
+@scalar
+def centre_before(activation, x, start, outer, stride, inner, mean, rstd, zero):
+    """mean(t) where an activation needs it before the other sums are known, and 0 where rounding the mean did no harm
+
+    A mean of up to four standard deviations is rounded by half an eps of x's own.
+    """
+    total = 0.0
+    if not activation or abs(mean) * rstd <= 4:
+        return total
     for o in range(outer):
-        for i in range(0, inner, BLOCK):
-            a, b, c = _plain_sums(dy, x, start + o * stride + i, min(BLOCK, inner - i), mean, rstd, zero)
-            sum_dy, rest = _add(sum_dy, rest, a)
-            sum_dyt, rest2 = _add(sum_dyt, rest2, b)
-            sum_t += c
-    return sum_dy + rest, sum_dyt + rest2, sum_t
+        for i in range(start + o * stride, start + o * stride + inner, BLOCK):
+            total += _sum_about(x, i, min(BLOCK, start + o * stride + inner - i), mean, zero)
+    return total * rstd / (outer * inner)
+
+
+@inlined
+def _curve(dy, first, x, start, count, mean, rstd, scale, slope, shift, column, dx, at):
+    """dx = dy * scale + t * slope + shift with t = (x - mean) * rstd, the vectors from `column` on"""
+    for i in range(count):
+        t = (load(x, start + i) - load(mean, column + i)) * load(rstd, column + i)
+        g = load(dy, first + i) * load(scale, column + i)
+        store(dx, at + i, g + t * load(slope, column + i) + load(shift, column + i))
+
+
+@inlined
+def _scaled(dy, first, count, scale, column, dx, at):
+    """dx = dy * scale"""
+    for i in range(count):
+        store(dx, at + i, load(dy, first + i) * load(scale, column + i))
 
 
 @elementwise
-def channel_gradient(dy, x, start, count, mean, rstd, scale, slope, shift, dx, at):
-    """dx = dy * scale + t * slope + shift with t = (x - mean) * rstd"""
+def copy(z, count, y, at):
+    """y = z, rounded"""
     for i in range(count):
-        t = (load(x, start + i) - mean) * rstd
-        store(dx, at + i, load(dy, start + i) * scale + t * slope + shift)
+        store(y, at + i, load(z, i))
+
+
+@inlined
+def _gradient(dy, at_dy, x, start, count, column, curve, terms, dx, at):
+    """`_curve` or for constant statistics `_scaled`, of elements whose first is in `column`; the next column"""
+    mean, rstd, scale, slope, shift, width = curve
+    done = 0
+    while done < count:
+        n = min(width - column, count - done)
+        if terms == CONSTANT:
+            _scaled(dy, at_dy + done, n, scale, column, dx, at + done)
+        else:
+            _curve(dy, at_dy + done, x, start + done, n, mean, rstd, scale, slope, shift, column, dx, at + done)
+        done += n
+        column = column + n if column + n < width else 0
+    return column
+
+
+def _writing_gradients(active):
+    @scalar
+    def write(
+        dy, x, residual, start, outer, stride, inner, line, curve, terms, activation, dz, dx, dresidual, buffer, ahead
+    ):
+        for o in range(outer):
+            first, column = start + o * stride, 0
+            for i in range(first, first + inner, BLOCK):
+                n, before = min(BLOCK, first + inner - i), column
+                target, at = (buffer, 0) if buffer.size or not dx.size else (dx, i)
+                if active:
+                    upstream = set_upstream(activation, dy, x, residual, i, n, before, line, dz)
+                    column = _gradient(upstream, 0, x, i, n, before, curve, terms, target, at)
+                    if dresidual.size:
+                        copy(upstream, n, dresidual, i)
+                else:
+                    column = _gradient(dy, i, x, i, n, before, curve, terms, target, at)
+                if buffer.size and dx.size:
+                    stream(dx, i, buffer, n, dy, x, i + ahead)
+
+    return write
+
+
+_write_gradient, _write_active_gradient = _writing_gradients(False), _writing_gradients(True)
+
+
+@scalar
+def write_gradients(
+    dy, x, residual, start, outer, stride, inner, line, curve, terms, activation, dz, dx, dresidual, buffer, ahead
+):
+    """dx over a span, and with an activation dresidual = dz, each unless it is empty; without dx, `buffer` takes it"""
+    tail = activation, dz, dx, dresidual, buffer, ahead
+    if activation:
+        _write_active_gradient(dy, x, residual, start, outer, stride, inner, line, curve, terms, *tail)
+    else:
+        _write_gradient(dy, x, residual, start, outer, stride, inner, line, curve, terms, *tail)
 
 
 @elementwise

@@ -1,0 +1,162 @@
+"""Strips: x (O, C, I), statistics over C, weight and bias (C). LayerNorm and RMSNorm over axes that are not the last.
+
+A strip is a few hundred neighbouring columns of one (C, I), so that what its statistics have read is still in a core's
+cache when it is normalized. Its rows are read as they lie in memory.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import prange, types
+
+from .columns import block_moments, column_moments, set_means
+from .compiling import array_in, array_out, variants
+from .launching import run
+from .lowlevel import accumulate, elementwise, flat, frozen, load, must_stage, plus, rounded, scalar, store, stream
+from .spans import GROUP, flush, normalize, normalize_rounding
+
+
+def strips_forward(
+    x: Any, weight: Any, bias: Any, eps: float, center: bool, rounding: bool, y: Any, mean: Any, rstd: Any
+) -> None:
+    """Write y, and mean and rstd (O * I) of every column."""
+    run(_forward, x, (x, weight, bias, eps, center, rounding, _width(x), y, mean, rstd))
+
+
+def strips_backward(
+    dy: Any, x: Any, mean: Any, rstd: Any, weight: Any, center: bool, rounding: bool, dx: Any, sums: Any
+) -> None:
+    """Write dx unless it is empty, and unless `sums` (2, C) is empty dbias and dweight into it."""
+    strips = x.shape[0] * -(-x.shape[2] // _width(x))
+    partial = np.zeros((max(1, min(strips, 64, (1 << 17) // x.shape[1])), 2, x.shape[1]))
+    run(_backward, x, (dy, x, mean, rstd, weight, center, rounding, _width(x), dx, partial))
+    if sums.size:
+        np.sum(partial, axis=0, out=sums)
+
+
+def _width(x: np.ndarray) -> int:
+    """Columns of a strip: 256 KiB of float32, but no fewer than a few cache lines and no more than fit L1."""
+    return min(x.shape[2], max(64, min(1024, (1 << 16) // x.shape[1] // 16 * 16)))
+
+
+@elementwise
+def _add_products(dy, x, start, mean, rstd, weight, partial):
+    """partial += (g, g * t, t) with g = dy * weight, t = (x - mean) * rstd, for one row"""
+    sum_g, sum_gt, sum_t = partial[0], partial[1], partial[2]
+    for j in range(mean.size):
+        g = load(dy, start + j) * weight
+        t = (load(x, start + j) - load(mean, j)) * load(rstd, j)
+        accumulate(sum_g, j, g, 1)
+        accumulate(sum_gt, j, g * t, 2)
+        accumulate(sum_t, j, t, 3)
+
+
+def _differentiating(rounding):
+    @elementwise
+    def gradients(dy, x, start, mean, rstd, slope, shift, centre, weight, dx, at, zero):
+        """dx = dy * weight * rstd + t * slope + shift of one row; sum(dy), sum(dy * (t - centre))"""
+        sum_dy, sum_dyxhat = zero, zero
+        for j in range(mean.size):
+            g, r = load(dy, start + j), load(rstd, j)
+            t = (load(x, start + j) - load(mean, j)) * r
+            xhat = t - load(centre, j)
+            sum_dy = plus(sum_dy, g)
+            sum_dyxhat = plus(sum_dyxhat, g * (rounded(dy, xhat) if rounding else xhat))
+            store(dx, at + j, g * weight * r + t * load(slope, j) + load(shift, j))
+        return sum_dy, sum_dyxhat
+
+    return gradients
+
+
+_gradients, _gradients_rounding = _differentiating(False), _differentiating(True)
+
+
+@scalar
+def _set_terms(dy, x, base, stride, weight, center, vectors):
+    """slope, shift, centre of each column: what dx takes"""
+    rows, mean, rstd = weight.size, vectors[0], vectors[1]
+    partial, totals = np.zeros((3, mean.size), vectors.dtype), np.zeros((3, mean.size))
+    for r in range(rows):
+        _add_products(dy, x, base + r * stride, frozen(mean), frozen(rstd), weight[r], partial)
+        if r % GROUP == 0 or r == rows - 1:
+            flush(partial, totals)
+    for j in range(mean.size):
+        sum_g, sum_gt, sum_t = totals[0, j], totals[1, j], totals[2, j]
+        if not center:
+            sum_g, sum_t = 0.0, 0.0
+        centre = sum_t / rows  # what rounding the mean left in xhat
+        slope = -rstd[j] * (sum_gt - centre * sum_g) / rows
+        vectors[2, j], vectors[3, j], vectors[4, j] = slope, -rstd[j] * sum_g / rows - slope * centre, centre
+
+
+@variants(
+    lambda T, A: types.void(
+        *(array_in(T, 3), array_in(A, 1), array_in(A, 1), types.float64, types.boolean, types.boolean, types.intp),
+        *(array_out(T, 3), array_out(A, 1), array_out(A, 1)),
+    )
+)
+def _forward(x, weight, bias, eps, center, rounding, width, y, mean, rstd):
+    outer, rows, inner = x.shape
+    xs, ys, strips = flat(x), flat(y), (inner + width - 1) // width
+    staged = must_stage(y, width, x, x)
+    for task in prange(outer * strips):
+        o, first = task // strips, task % strips * width
+        n = min(width, inner - first)
+        base = o * rows * inner + first
+        vectors, totals = np.zeros((3, n), weight.dtype), np.empty((2, n))
+        buffer = np.empty(n if staged else 0, y.dtype)
+        if center:
+            set_means(xs, base, inner, min(rows, 16), vectors[0])
+        block_moments(xs, base, inner, rows * inner, 0, rows, frozen(vectors[0]), totals)
+        for j in range(n):
+            pivot, shift, _, r = column_moments(
+                xs, base + j, rows, inner, vectors[0, j], totals[0, j], totals[1, j], eps, center
+            )
+            mean[o * inner + first + j], rstd[o * inner + first + j] = pivot + shift, r
+            vectors[0, j], vectors[1, j], vectors[2, j] = pivot, r, -shift * r
+        v = frozen(vectors)
+        for c in range(rows):
+            i = base + c * inner
+            target, at = (buffer, 0) if staged else (ys, i)
+            if rounding:
+                normalize_rounding(xs, i, n, v[0], v[1], v[2], weight[c], bias[c], 0, target, at)
+            else:
+                normalize(xs, i, n, v[0], v[1], v[2], weight[c], bias[c], 0, target, at)
+            if staged:
+                stream(ys, i, buffer, n, xs, xs, i + inner)
+
+
+@variants(
+    lambda T, A: types.void(
+        *(array_in(T, 3), array_in(T, 3), array_in(A, 1), array_in(A, 1), array_in(A, 1), types.boolean, types.boolean),
+        *(types.intp, array_out(T, 3), array_out(types.float64, 3)),
+    )
+)
+def _backward(dy, x, mean, rstd, weight, center, rounding, width, dx, partial):
+    outer, rows, inner = x.shape
+    dys, xs, dxs, strips, blocks = flat(dy), flat(x), flat(dx), (inner + width - 1) // width, partial.shape[0]
+    staged, tasks = must_stage(dx, width, dy, x), outer * strips
+    for block in prange(blocks):
+        buffer = np.empty(width if staged or not dx.size else 0, dx.dtype)
+        for task in range(block * tasks // blocks, (block + 1) * tasks // blocks):
+            o, first = task // strips, task % strips * width
+            n, base, column = min(width, inner - first), o * rows * inner + first, o * inner + first
+            vectors = np.empty((5, n), weight.dtype)
+            vectors[0], vectors[1] = mean[column : column + n], rstd[column : column + n]
+            _set_terms(dys, xs, base, inner, weight, center, vectors)
+            v, zero = frozen(vectors), weight.dtype.type(0)
+            for c in range(rows):
+                i = base + c * inner
+                target, at = (buffer, 0) if buffer.size else (dxs, i)
+                if rounding:
+                    dbias, dweight = _gradients_rounding(
+                        dys, xs, i, v[0], v[1], v[2], v[3], v[4], weight[c], target, at, zero
+                    )
+                else:
+                    dbias, dweight = _gradients(dys, xs, i, v[0], v[1], v[2], v[3], v[4], weight[c], target, at, zero)
+                partial[block, 0, c] += dbias
+                partial[block, 1, c] += dweight
+                if staged:
+                    stream(dxs, i, buffer, n, dys, xs, i + inner)
