@@ -282,13 +282,19 @@ def _tensors(torch: ModuleType, arguments: Arguments, channel_axis: int = 1) -> 
     return {k: tensor(torch, v, channel_axis) for k, v in arguments.items() if isinstance(v, np.ndarray)}
 
 
-def _torch_layer_forward(torch: ModuleType, a: Arguments) -> Callable[[], Any]:
+def _rows(torch: ModuleType, a: Arguments) -> dict[str, Any]:
+    """Tensors with the normalized axis last, which is the only place where torch takes it."""
     t = _tensors(torch, a)
+    return {k: v.movedim(a["axis"], -1) if k in ("dy", "x") else v for k, v in t.items()}
+
+
+def _torch_layer_forward(torch: ModuleType, a: Arguments) -> Callable[[], Any]:
+    t = _rows(torch, a)
     return lambda: torch.native_layer_norm(t["x"], t["weight"].shape, t["weight"], t["bias"], 1e-5)
 
 
 def _torch_layer_backward(torch: ModuleType, a: Arguments) -> Callable[[], Any]:
-    t = _tensors(torch, a)
+    t = _rows(torch, a)
     mean, rstd = (t[k].unsqueeze(-1) for k in ("mean", "rstd"))
     f, shape = torch.ops.aten.native_layer_norm_backward, t["weight"].shape
     return lambda: f(t["dy"], t["x"], shape, mean, rstd, t["weight"], t["bias"], [True, True, True])
@@ -317,7 +323,7 @@ def _torch_add_layer_backward(torch: ModuleType, a: Arguments) -> Callable[[], A
 
 
 def _torch_rms_forward(torch: ModuleType, a: Arguments) -> Callable[[], Any]:
-    t = _tensors(torch, a)
+    t = _rows(torch, a)
     return lambda: torch.nn.functional.rms_norm(t["x"], t["weight"].shape, t["weight"], 1e-6)
 
 
@@ -554,6 +560,7 @@ SHAPES = {
         Geometry((8192, 768), -1),
         Geometry((65536, 128), -1),
         Geometry((64, 65536), -1),
+        Geometry((8, 96, 56, 56), 1),
     ),
     "batch_norm": (
         Geometry((8, 16), 1),
@@ -597,6 +604,9 @@ RAGGED = {
         Geometry((4, 6, 10), (0, 2)),
         Geometry((2, 3, 4, 5, 6), (-2, -1)),
         Geometry((2, 3, 4, 5, 6), 0),
+        Geometry((300, 33), 0),
+        Geometry((3, 37, 7, 9), 1),
+        Geometry((2, 3, 5, 4, 6), (1, 2)),
     ),
     "batch_norm": (
         Geometry((2, 1), 1),

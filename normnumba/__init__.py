@@ -1,5 +1,6 @@
 """Normalization layers for NumPy arrays, forward and backward, at the speed that memory allows."""
 
+from . import layers
 from .config import show_config
 from .dispatch import backends
 from .ops.add import (
@@ -9,15 +10,13 @@ from .ops.add import (
     add_rms_norm_forward,
 )
 from .ops.batch import (
-    batch_moments,
     batch_norm,
     batch_norm_backward,
-    batch_norm_backward_apply,
-    batch_norm_backward_sums,
     batch_norm_forward,
     batch_norm_inference,
     batch_norm_inference_backward,
 )
+from .ops.blocks import batch_moments, batch_norm_backward_apply, batch_norm_backward_sums
 from .ops.fold import fold_batch_norm
 from .ops.groups import (
     group_norm,
@@ -55,6 +54,7 @@ __all__ = [
     "layer_norm",
     "layer_norm_backward",
     "layer_norm_forward",
+    "layers",
     "rms_norm",
     "rms_norm_backward",
     "rms_norm_forward",

@@ -40,7 +40,7 @@ STORAGE: dict[np.dtype[Any], np.dtype[Any]] = {
 """How kernels see arrays of each dtype: numba has no half types for CPUs."""
 
 
-NARROW = 16
+STRIP_FROM = 16
 """Elements behind the normalized axes from which a strip fills vectors; below, rows are copied together."""
 
 
@@ -180,9 +180,9 @@ class Groups(View):
 
 
 @functools.lru_cache(4096)
-def retyped(view: Rows, dtype: np.dtype[Any]) -> Rows:
-    """The view of arrays of the same shape and another dtype."""
-    dtype = _supported(dtype)
+def retyped(view: Rows, dtype: np.dtype[Any], name: str) -> Rows:
+    """The view of arrays of the same shape and another dtype, that of the argument `name`."""
+    dtype = supported(dtype, name)
     return replace(view, number=NUMBERS[dtype], storage=STORAGE[dtype])
 
 
@@ -190,17 +190,17 @@ def as_rows(x: Array, axis: int | Sequence[int], strips: bool = True) -> Rows:
     """View x as rows to be normalized over `axis`, or as strips if the caller has kernels for them.
 
     Nothing is copied where these axes are the innermost in memory, or with `strips` where they are neighbours and
-    NARROW elements or more lie behind them. Otherwise entering the view costs a copy of x, and leaving it another.
+    STRIP_FROM elements or more lie behind them. Otherwise entering the view costs a copy of x, and leaving it another.
     """
     _require(x)
     axes = axis if isinstance(axis, int) else _int_tuple("axis", axis)
-    return _as_rows(x.shape, x.strides, _supported(x.dtype), axes, strips)
+    return _as_rows(x.shape, x.strides, supported(x.dtype), axes, strips)
 
 
 def as_channels(x: Array, channel_axis: int) -> Channels:
     """View x as channels. Nothing is copied where x is contiguous in some order of its axes."""
     _require(x)
-    return _as_channels(x.shape, x.strides, _supported(x.dtype), _integer("channel_axis", channel_axis))
+    return _as_channels(x.shape, x.strides, supported(x.dtype), integer("channel_axis", channel_axis))
 
 
 def as_groups(x: Array, channel_axis: int, num_groups: int | None) -> Groups:
@@ -209,14 +209,14 @@ def as_groups(x: Array, channel_axis: int, num_groups: int | None) -> Groups:
     Nothing is copied where the samples are outermost in memory and the channels follow them or are innermost.
     """
     _require(x)
-    groups = None if num_groups is None else _integer("num_groups", num_groups)
-    return _as_groups(x.shape, x.strides, _supported(x.dtype), _integer("channel_axis", channel_axis), groups)
+    groups = None if num_groups is None else integer("num_groups", num_groups)
+    return _as_groups(x.shape, x.strides, supported(x.dtype), integer("channel_axis", channel_axis), groups)
 
 
 @functools.lru_cache(4096)
 def _as_rows(shape: Shape, strides: Shape, dtype: np.dtype[Any], axis: int | Shape, strips: bool) -> Rows:
     rank = len(shape)
-    axes = sorted(_axis("axis", a, shape) for a in ((axis,) if isinstance(axis, int) else axis))
+    axes = sorted(axis_of("axis", a, shape) for a in ((axis,) if isinstance(axis, int) else axis))
     if not axes or len(set(axes)) != len(axes):
         raise ValueError(f"axis must name at least one axis and none twice, got {axis} for an array of shape {shape}")
     by_memory = _memory_order(shape, strides)
@@ -224,7 +224,7 @@ def _as_rows(shape: Shape, strides: Shape, dtype: np.dtype[Any], axis: int | Sha
     normalized = [a for a in by_memory if a in axes]
     places = [place for place, a in enumerate(by_memory) if a in axes]
     behind = math.prod(shape[a] for a in by_memory[places[-1] + 1 :])
-    strips = strips and behind >= NARROW and places[-1] - places[0] + 1 == len(places)
+    strips = strips and behind >= STRIP_FROM and places[-1] - places[0] + 1 == len(places)
     order = by_memory if strips else tuple(kept + normalized)
     kept_shape = tuple(shape[a] for a in range(rank) if a not in axes)
     normalized_shape = tuple(shape[a] for a in axes)
@@ -251,7 +251,7 @@ def _as_rows(shape: Shape, strides: Shape, dtype: np.dtype[Any], axis: int | Sha
 
 @functools.lru_cache(4096)
 def _as_channels(shape: Shape, strides: Shape, dtype: np.dtype[Any], channel_axis: int) -> Channels:
-    channel = _axis("channel_axis", channel_axis, shape)
+    channel = axis_of("channel_axis", channel_axis, shape)
     order = _memory_order(shape, strides)
     place = order.index(channel)
     outer = math.prod(shape[a] for a in order[:place])
@@ -278,7 +278,7 @@ def _as_channels(shape: Shape, strides: Shape, dtype: np.dtype[Any], channel_axi
 def _as_groups(shape: Shape, strides: Shape, dtype: np.dtype[Any], channel_axis: int, num_groups: int | None) -> Groups:
     if len(shape) < 2:
         raise ValueError(f"x must have samples on axis 0 and channels on another axis, got shape {shape}")
-    channel = _axis("channel_axis", channel_axis, shape)
+    channel = axis_of("channel_axis", channel_axis, shape)
     if channel == 0:
         raise ValueError(
             f"channel_axis={channel_axis} is that of the samples for x of shape {shape}; it must be another"
@@ -312,7 +312,7 @@ def _as_groups(shape: Shape, strides: Shape, dtype: np.dtype[Any], channel_axis:
 def _memory_order(shape: Shape, strides: Shape) -> Shape:
     """The axes from the outermost in memory to the innermost, as they stand where that is not clear."""
     strided = [a for a in range(len(shape)) if shape[a] > 1]
-    by_stride = iter(sorted(strided, key=lambda a: -strides[a]))
+    by_stride = iter(sorted(strided, key=lambda a: -abs(strides[a]) if strides[a] else -math.inf))
     return tuple(next(by_stride) if shape[a] > 1 else a for a in range(len(shape)))
 
 
@@ -333,26 +333,29 @@ def _require(x: Any) -> None:
         raise TypeError("x must be an ndarray, got None")
 
 
-def _supported(dtype: np.dtype[Any]) -> np.dtype[Any]:
+def supported(dtype: np.dtype[Any], name: str = "x") -> np.dtype[Any]:
+    """The dtype, if x may have it."""
     if dtype not in NUMBERS:
-        raise TypeError(_wrong_dtype(dtype))
+        raise TypeError(_wrong_dtype(dtype, name))
     return dtype
 
 
-def _wrong_dtype(dtype: np.dtype[Any]) -> str:
-    supported = ", ".join(d.name for d in NUMBERS)
+def _wrong_dtype(dtype: np.dtype[Any], name: str) -> str:
+    every = ", ".join(d.name for d in NUMBERS)
     if not dtype.isnative and dtype.newbyteorder("=") in NUMBERS:
-        return f"x has dtype {dtype.str} in the other byte order; convert it: x.astype({dtype.name!r})"
-    return f"x must have one of the dtypes {supported}, got {dtype}; convert it, for example x.astype('float32')"
+        return f"{name} has dtype {dtype.str} in the other byte order; convert it: {name}.astype({dtype.name!r})"
+    return f"{name} must have one of the dtypes {every}, got {dtype}; convert it, for example {name}.astype('float32')"
 
 
-def _axis(name: str, axis: int, shape: Shape) -> int:
+def axis_of(name: str, axis: int, shape: Shape) -> int:
+    """An axis of an array of this shape, counted from the front."""
     if not -len(shape) <= axis < len(shape):
         raise ValueError(f"{name}={axis} is not an axis of an array of shape {shape}")
     return axis % len(shape)
 
 
-def _integer(name: str, value: Any) -> int:
+def integer(name: str, value: Any) -> int:
+    """`value` as an int, such as an axis."""
     try:
         return operator.index(value)
     except TypeError:

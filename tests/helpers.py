@@ -1,5 +1,6 @@
 """What the tests of the public functions share: arguments of the table's ops, and comparing results."""
 
+import inspect
 import math
 import os
 import subprocess
@@ -47,6 +48,11 @@ def x_sized(op):
     if op.direction in ("forward", "inference") or op.name == "batch_moments":
         return ("x",)
     return ("summed", "dy") if op.name.startswith("add_") else ("x", "dy")
+
+
+def parameters_of(op):
+    """The names of an op's arguments."""
+    return inspect.signature(getattr(normnumba, op.function)).parameters
 
 
 def takes_out(op):

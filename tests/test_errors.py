@@ -1,13 +1,11 @@
 """What is wrong is said before anything is written: TypeError or ValueError, naming the shapes or dtypes at fault."""
 
-import inspect
-
 import numpy as np
 import pytest
 
 import normnumba
 from benchmarks.cases import OPS, Geometry, data_of
-from tests.helpers import BY_NAME, arguments_of, assert_identical, name_of, shared, takes_out, x_sized
+from tests.helpers import BY_NAME, arguments_of, assert_identical, name_of, parameters_of, shared, takes_out, x_sized
 
 GEOMETRY = shared(rows=Geometry((4, 6), -1), channels=Geometry((4, 3, 5), 1))
 
@@ -34,10 +32,6 @@ def refuses(op, arguments, error, match):
         op(normnumba, arguments)
     assert type(caught.value) is error
     assert_identical(list(arrays.values()), list(before.values()), "nothing is written by a call that fails")
-
-
-def parameters_of(op):
-    return inspect.signature(getattr(normnumba, op.function)).parameters
 
 
 def with_argument(*names):
@@ -361,3 +355,26 @@ def test_show_config(capsys):
     for word in (normnumba.__version__, np.__version__, "numba", "threads", "layer", "cache", "cpu", "cuda"):
         assert word in printed
     assert normnumba.backends()["cuda"] in (None, *printed.splitlines()[-1].split(maxsplit=1))
+
+
+def test_outputs_that_overlap_themselves_are_refused(rng):
+    x = rng.standard_normal((4, 6)).astype(np.float32)
+    narrow = np.lib.stride_tricks.as_strided(np.zeros(6, np.float32), (4, 6), (0, 4))
+    with pytest.raises(ValueError, match="out has elements that share memory"):
+        normnumba.layer_norm(x, out=narrow)
+
+
+def test_running_statistics_that_overlap_are_refused(rng):
+    x, one = rng.standard_normal((6, 4)).astype(np.float32), np.ones(4, np.float32)
+    same = np.lib.stride_tricks.as_strided(np.zeros(1, np.float32), (4,), (0,))
+    for arguments in (
+        {"running_mean": x[0]},
+        {"running_var": x[0]},
+        {"running_mean": one, "weight": one},
+        {"running_mean": one, "running_var": one},
+        {"running_var": same},
+    ):
+        before = x.copy()
+        with pytest.raises(ValueError, match="shares memory"):
+            normnumba.batch_norm(x, **arguments)
+        np.testing.assert_array_equal(x, before)

@@ -1,4 +1,4 @@
-"""What only some of the norms have: halves, castings and offset of RMS norm, groups, and their reference gradients."""
+"""What only some of the norms have: halves, castings and offset of RMS norm, groups, strips."""
 
 import ml_dtypes
 import numpy as np
@@ -7,6 +7,7 @@ import pytest
 import normnumba
 from benchmarks.cases import Geometry, dtype_of
 from normnumba import reference
+from normnumba.views import as_rows
 from tests.helpers import BY_NAME, arguments_of, assert_identical, check
 
 HALVES = ("float16", "bfloat16")
@@ -90,6 +91,41 @@ def test_rms_refuses_an_unknown_casting(name, rng):
         getattr(normnumba, name)(**arguments, casting="half")
 
 
+# --- strips: layer norm over axes that are not the last --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "in_place"),
+    [
+        ((3, 5, 7, 9), 1, True),
+        ((300, 33), 0, True),
+        ((2, 3, 4, 5, 6), (1, 2), True),
+        ((2, 3, 4, 5, 6), (1, 3), False),
+        ((3, 5, 2, 7), 1, False),
+    ],
+)
+def test_what_lies_before_wide_axes_is_normalized_in_place(shape, axis, in_place, rng):
+    x = rng.standard_normal(shape)
+    view = as_rows(x, axis)
+    assert view.strips == in_place
+    assert np.shares_memory(view.enter(x), x) == in_place
+
+
+def test_reversed_rows_are_rows(rng):
+    x = rng.standard_normal((40, 100)).astype(np.float32)
+    assert_identical([normnumba.layer_norm(x[::-1])], [normnumba.layer_norm(x)[::-1].copy()])
+
+
+def test_nan_stays_in_its_column(rng):
+    x = rng.standard_normal((5, 9, 40)).astype(np.float32)
+    clean = normnumba.layer_norm(x, axis=1)
+    x[2, 4, 17] = np.nan
+    y = normnumba.layer_norm(x, axis=1)
+    assert np.isnan(y[2, :, 17]).all()
+    y[2, :, 17] = clean[2, :, 17]
+    assert_identical([y], [clean])
+
+
 # --- group norm ------------------------------------------------------------------------------------------------------
 
 
@@ -128,6 +164,7 @@ def test_a_sample_alone_is_the_sample_in_a_batch(axis, rng):
         ((2, 6, 4), 4, 1, ValueError, r"num_groups must divide the 6 channels.*\(2, 6, 4\), got 4"),
         ((2, 6, 4), 0, 1, ValueError, "got 0"),
         ((2, 6, 4), 2.0, 1, TypeError, "num_groups must be an int, got 2.0"),
+        ((2, 6, 4), None, 1, TypeError, "num_groups must be an int, got None"),
         ((2, 6, 4), 2, 0, ValueError, "channel_axis=0 is that of the samples"),
         ((6,), 2, 0, ValueError, r"got shape \(6,\)"),
     ],
@@ -135,46 +172,3 @@ def test_a_sample_alone_is_the_sample_in_a_batch(axis, rng):
 def test_group_norm_refuses(shape, groups, axis, error, match):
     with pytest.raises(error, match=match):
         normnumba.group_norm(np.ones(shape, np.float32), groups, channel_axis=axis)
-
-
-# --- the reference ---------------------------------------------------------------------------------------------------
-
-
-def numeric_gradient(f, x, step=1e-6):
-    gradient = np.empty_like(x)
-    for i in np.ndindex(x.shape):
-        moved = [x.copy(), x.copy()]
-        moved[0][i] += step
-        moved[1][i] -= step
-        gradient[i] = (f(moved[0]) - f(moved[1])) / (2 * step)
-    return gradient
-
-
-@pytest.mark.parametrize(
-    ("name", "shape", "more"),
-    [
-        ("rms_norm", (3, 7), {"weight_offset": 1.0}),
-        ("rms_norm", (3, 4, 5), {"axis": (0, 2)}),
-        ("group_norm", (2, 6, 3), {"num_groups": 3}),
-        ("group_norm", (2, 3, 2, 6), {"num_groups": 2, "channel_axis": -1}),
-        ("instance_norm", (2, 3, 4), {}),
-    ],
-)
-def test_reference_gradients(name, shape, more, rng):
-    forward, backward = (getattr(reference, f"{name}_{way}") for way in ("forward", "backward"))
-    x, dy = rng.standard_normal(shape), rng.standard_normal(shape)
-    axes = more.get("axis", more.get("channel_axis", 1 if name != "rms_norm" else -1))
-    affine = {"weight": rng.standard_normal([shape[a] for a in np.atleast_1d(axes)])}
-    if name != "rms_norm":
-        affine["bias"] = rng.standard_normal(affine["weight"].shape)
-    _, *statistics = forward(x, **affine, **more)
-    saved = dict(zip(("rstd",) if name == "rms_norm" else ("mean", "rstd"), statistics, strict=True))
-    gradients = backward(dy, x, **saved, **affine, **more)
-    names = ("x", *affine)
-    for argument, gradient in zip(names, gradients, strict=True):
-        values = {"x": x, **affine}
-
-        def loss(moved, argument=argument, values=values):
-            return np.sum(dy * forward(**{**values, argument: moved}, **more)[0])
-
-        np.testing.assert_allclose(gradient, numeric_gradient(loss, values[argument]), rtol=1e-6, atol=1e-7)

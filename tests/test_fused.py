@@ -11,7 +11,7 @@ from benchmarks.cases import Geometry, dtype_of
 from normnumba import reference
 from normnumba.kernels.cpu import launching
 from normnumba.ops.checks import ACTIVATIONS
-from normnumba.views import as_channels, as_rows
+from normnumba.views import as_channels
 from tests.helpers import BY_NAME, WIDE, arguments_of, assert_identical, check
 from tests.tolerances import assert_close
 
@@ -82,19 +82,17 @@ def test_activations_of_every_half(dtype, activation):
 @pytest.mark.parametrize("dtype", WIDE)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations_of_nan_and_inf(activation, dtype):
-    """What torch has: NaN stays NaN in y, +Inf passes, and -Inf is 0 after relu and 0 * Inf after the others."""
-    y, dx = through(np.array([np.nan, np.inf, -np.inf, 0.0], dtype), activation)
-    assert np.isnan(y[0])
-    assert y[1] == np.inf
-    if activation == "relu":
-        assert (y[2], dx[3]) == (0, 0)
-    elif activation:
-        assert np.isnan(y[2])
-    assert y[3] == 0
+    """What torch has in float64: NaN stays NaN, +Inf passes, and -Inf is 0 after relu and 0 * Inf after the others."""
+    torch = pytest.importorskip("torch")
+    functions = {None: torch.clone, "gelu_tanh": lambda t: torch.nn.functional.gelu(t, approximate="tanh")}
+    values = np.array([np.nan, np.inf, -np.inf, 0.0], dtype)
+    theirs = functions.get(activation) or getattr(torch.nn.functional, str(activation))
+    np.testing.assert_array_equal(
+        through(values, activation)[0], theirs(torch.tensor(values.astype(np.float64))).numpy()
+    )
 
 
-@pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(("activation", "residual"), list(itertools.product(ACTIVATIONS, (False, True)))[1:])
 @pytest.mark.parametrize("dtype", [*WIDE, *HALVES])
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 @pytest.mark.parametrize("op", BATCH, ids=lambda op: op.name)
@@ -102,7 +100,7 @@ def test_batch_norm_with_an_activation(op, geometry, dtype, activation, residual
     check(op, fused(op, geometry, dtype, rng, activation, residual))
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", list(ACTIVATIONS)[1:])
 @pytest.mark.parametrize("dtype", [*WIDE, *HALVES])
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 @pytest.mark.parametrize("op", GROUP, ids=lambda op: op.name)
@@ -119,6 +117,30 @@ def test_an_activation_behind_a_large_mean(name, geometry, rng):
     arguments |= {"num_groups": 4} if name == "group_norm" else {}
     _, mean, rstd = check(BY_NAME[f"{name}_forward"], {**arguments, "eps": 1e-12})
     check(BY_NAME[f"{name}_backward"], {**arguments, "dy": dy.astype(np.float32), "mean": mean, "rstd": rstd})
+
+
+@pytest.mark.parametrize("change", ["nan", "far"])
+@pytest.mark.parametrize("activation", ["gelu", "silu"])
+@pytest.mark.parametrize(
+    ("name", "shape"), [("batch_norm", (512, 4)), ("batch_norm", (8, 4, 60)), ("group_norm", (3, 60, 4))], ids=str
+)
+def test_no_channel_or_sample_depends_on_another(name, shape, activation, change, rng):
+    """Not even on whether another one has a mean that must be known exactly, or a NaN for it."""
+    x, dy = (rng.standard_normal(shape) * 1e-2 + 1e4).astype(np.float32), rng.standard_normal(shape).astype(np.float32)
+    options = {"activation": activation, "channel_axis": 1}
+    options |= {"num_groups": 2, "channel_axis": -1} if name == "group_norm" else {}
+    if change == "far":
+        x -= np.float32(1e4)
+    hit = (0,) if name == "group_norm" else (slice(None), 0)
+
+    def others(x):
+        y, mean, rstd = getattr(normnumba, f"{name}_forward")(x, **options)
+        dx = getattr(normnumba, f"{name}_backward")(dy, x, mean, rstd, **options)[0]
+        return np.delete(y, 0, len(hit) - 1), np.delete(dx, 0, len(hit) - 1)
+
+    changed = x.copy()
+    changed[hit] += np.float32(100 if change == "far" else np.nan)
+    assert_identical(others(changed), others(x))
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
@@ -309,6 +331,20 @@ def test_one_counted_value_is_refused_in_training():
         normnumba.batch_norm(np.ones((6, 5, 7), np.float32), mask=mask)
 
 
+def test_masked_positions_are_picked_in_memory_order(rng):
+    """Whatever the order of x's axes in memory."""
+    x = rng.standard_normal((4, 6, 5, 3)).astype(np.float32)
+    mask = rng.random((4, 6, 3)) < 0.5
+    for order in itertools.permutations(range(4)):
+        moved = np.ascontiguousarray(x.transpose(order)).transpose(np.argsort(order))
+        count, mean, _ = normnumba.batch_moments(moved, channel_axis=2, mask=mask)
+        assert count == mask.sum()
+        np.testing.assert_allclose(
+            mean, x.transpose(0, 1, 3, 2)[mask].mean(axis=0, dtype=np.float64), rtol=1e-5, atol=1e-7
+        )
+        assert as_channels(moved, 2).positions(mask).sum() == count
+
+
 # --- a sum -----------------------------------------------------------------------------------------------------------
 
 MIXED = [("float16", "float32"), ("bfloat16", "float32"), ("float16", "bfloat16"), ("float32", "float64")]
@@ -370,17 +406,13 @@ def test_a_sum_is_rounded_to_x_before_the_weight(casting, rng):
 @pytest.mark.parametrize("op", ADD, ids=lambda op: op.name)
 def test_sums_in_any_layout(op, rng):
     arguments = arguments_of(op, Geometry((4, 6, 10), -1), "float32", rng)
-    expected = op(normnumba, arguments)
     for layout in (np.asfortranarray, lambda a: np.stack([a, a], -1)[..., 0]):
-        moved = {k: layout(v) if np.ndim(v) == 3 else v for k, v in arguments.items()}
-        for a, e in zip(op(normnumba, moved), expected, strict=True):
-            np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5)
+        check(op, {k: layout(v) if np.ndim(v) == 3 else v for k, v in arguments.items()})
 
 
 @pytest.mark.parametrize("mask", list(itertools.product((True, False), repeat=4)), ids=str)
-@pytest.mark.parametrize("kind", ["float32", "float16"])
-def test_output_mask_of_a_sum(mask, kind, rng):
-    x, residual, weight, bias = added(kind, "float32", rng)
+def test_output_mask_of_a_sum_that_is_wider(mask, rng):
+    x, residual, weight, bias = added("float16", "float32", rng)
     y, summed, mean, rstd = normnumba.add_layer_norm_forward(x, residual, weight, bias)
     call = (y, summed, summed, mean, rstd, weight, bias)
     everything = normnumba.add_layer_norm_backward(*call, x_dtype=x.dtype)
@@ -412,7 +444,7 @@ def test_sums_that_do_not_fit(rng):
         normnumba.add_layer_norm_forward(x, residual[:, :7])
     with pytest.raises(TypeError, match=r"must have one of the dtypes.*int32"):
         normnumba.add_rms_norm_forward(x, residual.astype(np.int32))
-    with pytest.raises(TypeError, match="dy must have dtype float32, got float16"):
+    with pytest.raises(TypeError, match="dy must have x's dtype, or else x_dtype must be given: float32, got float16"):
         normnumba.add_layer_norm_backward(y, None, summed, mean, rstd)
     with pytest.raises(TypeError, match="dsummed must have summed's dtype float32, got float16"):
         normnumba.add_layer_norm_backward(y, y, summed, mean, rstd, x_dtype=x.dtype)
@@ -420,6 +452,10 @@ def test_sums_that_do_not_fit(rng):
         normnumba.add_layer_norm_forward(residual, residual.copy(), out=residual[:, ::-1])
     with pytest.raises(ValueError, match="weight must have shape"):
         normnumba.add_rms_norm_forward(x, residual, weight[:3])
+    with pytest.raises(ValueError, match="x_dtype must be that of x, no wider than summed's float32, got float64"):
+        normnumba.add_layer_norm_backward(y.astype(np.float64), None, summed, mean, rstd, x_dtype=np.float64)
+    with pytest.raises(TypeError, match="residual must be an ndarray like x, got None"):
+        normnumba.add_layer_norm_forward(x, None)
 
 
 # --- folding ---------------------------------------------------------------------------------------------------------
@@ -460,87 +496,7 @@ def test_folding_refuses_what_does_not_fit():
         arguments = {"bias": one, "mean": one, "var": one, "bn_weight": one, "bn_bias": one, name: one[:5]}
         with pytest.raises(ValueError, match=rf"{name} must have shape \(6,\).*got \(5,\)"):
             normnumba.fold_batch_norm(weight, **arguments)
-    with pytest.raises(ValueError, match=r"axis=2 is not an axis of a weight of shape \(6, 4\)"):
+    with pytest.raises(ValueError, match=r"axis=2 is not an axis of an array of shape \(6, 4\)"):
         normnumba.fold_batch_norm(weight, one, one, one, axis=2)
-    with pytest.raises(TypeError, match="weight must be of a float dtype, got int64"):
+    with pytest.raises(TypeError, match=r"weight must have one of the dtypes.*got int64"):
         normnumba.fold_batch_norm(np.ones((6, 4), np.int64), None, one, one)
-
-
-# --- strips: layer norm over axes that are not the last --------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("shape", "axis", "in_place"),
-    [
-        ((3, 5, 7, 9), 1, True),
-        ((300, 33), 0, True),
-        ((2, 3, 4, 5, 6), (1, 2), True),
-        ((2, 3, 4, 5, 6), (1, 3), False),
-        ((3, 5, 2, 7), 1, False),
-    ],
-)
-def test_what_lies_before_wide_axes_is_normalized_in_place(shape, axis, in_place, rng):
-    x = rng.standard_normal(shape)
-    view = as_rows(x, axis)
-    assert view.strips == in_place
-    assert np.shares_memory(view.enter(x), x) == in_place
-
-
-def hard(kind, rng):
-    """(5, 9, 40), a few columns of which are hard to take the variance of."""
-    x = rng.standard_normal((5, 9, 40)).astype(np.float32)
-    if kind == "constant":
-        x[1, :, 3:20] = 1e4
-    elif kind == "large mean":
-        x = (x * 1e-2 + 1e4).astype(np.float32)
-    elif kind == "outlier first":
-        x[:, 0, ::3] = 1e6
-    elif kind == "huge":
-        x[:, :, ::2] *= np.float32(1e30)
-    return x
-
-
-@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
-@pytest.mark.parametrize("kind", ["constant", "large mean", "outlier first", "huge"])
-def test_hard_columns(kind, norm, rng):
-    x = hard(kind, rng)
-    moved = np.moveaxis(x, 1, -1).copy()
-    along = getattr(normnumba, f"{norm}_forward")
-    got, expected = along(x, axis=1, eps=1e-12), along(moved, axis=-1, eps=1e-12)
-    y = np.moveaxis(got[0], 1, -1)
-    np.testing.assert_allclose(y, expected[0], rtol=4e-6, atol=4e-6)
-    for a, e in zip(got[1:], expected[1:], strict=True):
-        deviation = 1 / expected[-1] if norm == "layer_norm" and a is got[1] else 0
-        assert (np.abs(a - e) <= 1e-6 * (deviation + np.abs(e))).all()
-    dy = rng.standard_normal(x.shape).astype(np.float32)
-    back = getattr(normnumba, f"{norm}_backward")
-    gradients = back(dy, x, *got[1:], axis=1)
-    wanted = back(np.moveaxis(dy, 1, -1).copy(), moved, *expected[1:], axis=-1)
-    scale = np.max(expected[-1])
-    np.testing.assert_allclose(np.moveaxis(gradients[0], 1, -1), wanted[0], rtol=1e-5, atol=1e-5 * scale)
-    for a, e in zip(gradients[1:], wanted[1:], strict=True):
-        np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-4)
-
-
-def test_nan_stays_in_its_column(rng):
-    x = rng.standard_normal((5, 9, 40)).astype(np.float32)
-    clean = normnumba.layer_norm(x, axis=1)
-    x[2, 4, 17] = np.nan
-    y = normnumba.layer_norm(x, axis=1)
-    assert np.isnan(y[2, :, 17]).all()
-    y[2, :, 17] = clean[2, :, 17]
-    assert_identical([y], [clean])
-
-
-def test_masked_positions_are_picked_in_memory_order(rng):
-    """Whatever the order of x's axes in memory."""
-    x = rng.standard_normal((4, 6, 5, 3)).astype(np.float32)
-    mask = rng.random((4, 6, 3)) < 0.5
-    for order in itertools.permutations(range(4)):
-        moved = np.ascontiguousarray(x.transpose(order)).transpose(np.argsort(order))
-        count, mean, _ = normnumba.batch_moments(moved, channel_axis=2, mask=mask)
-        assert count == mask.sum()
-        np.testing.assert_allclose(
-            mean, x.transpose(0, 1, 3, 2)[mask].mean(axis=0, dtype=np.float64), rtol=1e-5, atol=1e-7
-        )
-        assert as_channels(moved, 2).positions(mask).sum() == count

@@ -583,6 +583,13 @@ def test_nothing_is_unpickled(tmp_path):
         layers.load(tmp_path / "pickle.npz")
 
 
+@pytest.mark.parametrize("name", ["a.npy", "a\0b", "__metadata__"])
+def test_names_that_a_format_has_another_use_for(name, tmp_path):
+    with pytest.raises(ValueError, match="means something else"):
+        layers.save(tmp_path / "state.npz", {name: np.ones(1)})
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", ["state.pt", "state", "state.npz.bak", "npz"])
 def test_suffixes(name, tmp_path):
     for call in (lambda: layers.save(tmp_path / name, {}), lambda: layers.load(tmp_path / name)):
@@ -611,8 +618,12 @@ def test_without_safetensors(tmp_path, monkeypatch):
         (lambda: LayerNorm(3, axis=1.0), TypeError, r"axis must be an int, got 1\.0"),
         (lambda: BatchNorm(3, channel_axis="last"), TypeError, "channel_axis must be an int, got 'last'"),
         (lambda: LayerNorm((3, -1)), ValueError, "normalized_shape must not be negative, got -1"),
-        (lambda: LayerNorm(()), ValueError, r"a length for each axis, got \(\) for axis \(\)"),
-        (lambda: LayerNorm((3, 4), axis=1), ValueError, r"a length for each axis, got \(3, 4\) for axis \(1,\)"),
+        (lambda: LayerNorm(()), ValueError, r"a length for each axis, and axis none twice, got \(\) for axis \(\)"),
+        (
+            lambda: LayerNorm((3, 4), axis=1),
+            ValueError,
+            r"a length for each axis, and axis none twice, got \(3, 4\) for axis \(1,\)",
+        ),
         (lambda: LayerNorm(3, eps=np.inf), ValueError, "eps must be finite"),
         (lambda: LayerNorm(3, dtype=int), TypeError, "dtype must be one of float32, float64, .*, got int64"),
         (lambda: BatchNorm("3"), TypeError, "num_features must be an int, got '3'"),

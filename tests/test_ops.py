@@ -21,6 +21,7 @@ from tests.helpers import (
     data_type_of,
     name_of,
     output_shapes,
+    parameters_of,
     shared,
     takes_out,
     x_sized,
@@ -38,24 +39,15 @@ LARGE = shared(rows=Geometry((1025, 2051), -1), channels=Geometry((3, 5, 400, 40
 
 TYPICAL_CASES = [(op, g, dtype) for op in OPS for g in TYPICAL[op.family] for dtype in WIDE]
 WITH_OUT = [(op, g, dtype) for op, g, dtype in TYPICAL_CASES if takes_out(op)]
-PARAMETERS = {  # those of each op
-    "layer_norm_forward": ("weight", "bias"),
-    "layer_norm_backward": ("weight", "bias"),
-    "batch_norm_forward": ("weight", "bias"),
-    "batch_norm_backward": ("weight", "bias"),
-    "batch_norm_inference": ("weight", "bias"),
-    "batch_norm_inference_backward": ("weight", "bias"),
-    "batch_norm_backward_apply": ("weight",),
-}
+AFFINE = {op.name: tuple(name for name in ("weight", "bias") if name in parameters_of(op)) for op in OPS}
 WITHOUT = [
     (*case, missing)
     for case in TYPICAL_CASES
     for n in range(1, 3)
-    for missing in itertools.combinations(PARAMETERS.get(case[0].function, ()), n)
+    for missing in itertools.combinations(AFFINE[case[0].name], n)
 ]
-WITH_PARAMETERS = [(op, dtype) for op, dtype in EVERY_OP if op.function in PARAMETERS]
-WITH_EPS = [BY_NAME[name] for name in ("layer_norm_forward", "batch_norm_forward", "batch_norm_inference")]
-WITH_EPS.append(BY_NAME["batch_norm_inference_backward"])
+WITH_PARAMETERS = [(op, dtype) for op, dtype in EVERY_OP if AFFINE[op.name]]
+WITH_EPS = [op for op in OPS if "eps" in parameters_of(op)]
 BACKWARDS = [op for op in OPS if op.function.endswith(("norm_backward", "inference_backward"))]
 
 
@@ -118,7 +110,7 @@ def test_parameters_of_any_real_dtype_and_stride(op, dtype, kind, rng):
             values = np.round(np.abs(arguments[name]) * 2).astype(kinds[name])
             given[name] = np.stack([values, values], -1)[..., 0][::-1]
             assert not given[name].flags.c_contiguous
-    assert tuple(given) == PARAMETERS[op.function]
+    assert tuple(given) == AFFINE[op.name]
     got = check(op, {**arguments, **given})
     for name, a in zip(op.outputs, got, strict=True):
         if name in ("dweight", "dbias"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import operator
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from ..views import NUMBERS, Array, Shape
+from ..views import NUMBERS, Array, Shape, integer
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -24,6 +23,8 @@ class Layer(ABC):
     ----------
     weight, bias : ndarray or None
         The parameters. An optimizer changes them in place.
+    dtype : dtype
+        That of the parameters.
     training : bool
         The mode, which matters to layers with running statistics alone.
     """
@@ -168,14 +169,6 @@ class Layer(ABC):
         dx, *rest = self._backward(dy, **values, output_mask=wanted)
         self._gradients = {name: g for name, g in zip(values, rest, strict=False) if g is not None}
         return (dx, *rest[len(values) :])
-
-
-def integer(name: str, value: Any) -> int:
-    """`value` as an int, such as an axis."""
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an int, got {value!r}") from None
 
 
 def size(name: str, value: Any) -> int:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..ops.batch import batch_moments, batch_norm_backward, batch_norm_forward, batch_norm_inference
+from ..ops.batch import batch_norm_backward, batch_norm_forward, batch_norm_inference
+from ..ops.blocks import batch_moments
 from ..views import Array
 from .conventions import convention_of
 from .tracking import TrackingLayer
@@ -194,12 +195,16 @@ class BatchRenorm(BatchNorm):
         super().__init__(num_features, **settings)
         self.rmax = rmax
         self.dmax = dmax
+        self._check_limits()
+
+    def _check_limits(self) -> None:
+        if not self.rmax >= 1 or not self.dmax >= 0:
+            raise ValueError(f"rmax must be at least 1 and dmax at least 0, got rmax={self.rmax}, dmax={self.dmax}")
 
     def _normalize(self, x: Array, mask: Array | None, residual: Array | None) -> Array:
         assert self.running_mean is not None
         assert self.running_var is not None
-        if not self.rmax >= 1 or not self.dmax >= 0:
-            raise ValueError(f"rmax must be at least 1 and dmax at least 0, got rmax={self.rmax}, dmax={self.dmax}")
+        self._check_limits()
         count, mean, var = batch_moments(x, channel_axis=self.channel_axis, mask=mask)
         if count == 1:
             raise ValueError(
@@ -208,12 +213,14 @@ class BatchRenorm(BatchNorm):
                 "for a single one"
             )
         sigma, running_sigma = (np.sqrt(v.astype(np.float64) + self.eps) for v in (var, self.running_var))
-        r = np.clip(sigma / running_sigma, 1 / self.rmax, self.rmax)
-        d = np.clip((mean - self.running_mean) / running_sigma, -self.dmax, self.dmax)
+        with np.errstate(divide="ignore", invalid="ignore"):  # eps may be 0
+            r = np.clip(sigma / running_sigma, 1 / self.rmax, self.rmax)
+            d = np.clip((mean - self.running_mean) / running_sigma, -self.dmax, self.dmax)
+            rstd = 1 / sigma
         weight, bias = _corrected(self.weight, self.bias, r, d)
         y = batch_norm_inference(x, mean, var, weight, bias, eps=self.eps, **self._settings(residual=residual))
         given = self._settings(mask=mask, residual=residual)
-        self._backward = partial(_renorm_backward, x=x, mean=mean, rstd=1 / sigma, r=r, d=d, **given)
+        self._backward = partial(_renorm_backward, x=x, mean=mean, rstd=rstd, r=r, d=d, **given)
         self._track(count, mean, var * (count / max(count - 1, 1)))
         return y
 

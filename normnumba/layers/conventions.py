@@ -47,6 +47,6 @@ CONVENTIONS = {
 
 def convention_of(name: str) -> Convention:
     """Return a row of the table."""
-    if name not in CONVENTIONS:
+    if not isinstance(name, str) or name not in CONVENTIONS:
         raise ValueError(f"convention must be one of {', '.join(map(repr, CONVENTIONS))}, got {name!r}")
     return CONVENTIONS[name]

@@ -8,7 +8,7 @@ from types import EllipsisType
 import numpy as np
 import numpy.typing as npt
 
-from ..ops.batch import batch_moments
+from ..ops.blocks import batch_moments
 from ..ops.groups import group_norm_backward, group_norm_forward, instance_norm_backward, instance_norm_forward
 from ..views import Array
 from .base import size

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..ops.checks import finite
-from ..ops.rows import layer_norm_backward, layer_norm_forward, rms_norm_backward, rms_norm_forward
-from ..views import Array, Shape
-from .base import Layer, integer, size
+from ..ops.rows import layer_norm_backward, layer_norm_forward, rms_norm_backward, rms_norm_forward, rounds_first
+from ..views import Array, Shape, integer
+from .base import Layer, size
 from .conventions import convention_of
 
 
@@ -32,9 +32,10 @@ class _RowLayer(Layer):
         self.normalized_shape: Shape = tuple(size("normalized_shape", n) for n in lengths)
         axes = range(-len(self.normalized_shape), 0) if axis is None else axis
         self.axis: Shape = tuple(integer("axis", a) for a in (axes if isinstance(axes, Sequence) else (axes,)))
-        if len(self.axis) != len(self.normalized_shape) or not self.axis:
+        if len(self.axis) != len(self.normalized_shape) or not self.axis or len(set(self.axis)) != len(self.axis):
             raise ValueError(
-                f"normalized_shape must have a length for each axis, got {self.normalized_shape} for axis {self.axis}"
+                f"normalized_shape must have a length for each axis, and axis none twice, got {self.normalized_shape} "
+                f"for axis {self.axis}"
             )
         super().__init__(self.normalized_shape, weight=weight, bias=bias, dtype=dtype, initial_weight=initial_weight)
 
@@ -142,6 +143,7 @@ class RMSNorm(_RowLayer):
         eps = self.convention.rms_eps if eps is None else eps
         self.eps = None if eps is None else finite("eps", eps)
         self.weight_offset = finite("weight_offset", weight_offset)
+        rounds_first(casting, np.dtype(dtype))  # is there one of that name?
         self.casting = casting
         super().__init__(normalized_shape, axis, elementwise_affine, False, dtype, 1 - self.weight_offset)
 

@@ -31,7 +31,7 @@ def save(path: str | os.PathLike[str], state: Mapping[str, npt.ArrayLike]) -> No
     Raises
     ------
     ValueError
-        For another suffix.
+        For another suffix, or a name that one of the formats has another use for.
     TypeError
         For a name that is no str, or an array of another dtype, objects among them: nothing is ever pickled.
     ImportError
@@ -91,6 +91,8 @@ def _safetensors() -> ModuleType:
 def _checked_name(name: str) -> str:
     if not isinstance(name, str):
         raise TypeError(f"names must be str, got {name!r}")
+    if name.endswith(".npy") or "\0" in name or name == "__metadata__":
+        raise ValueError(f"{name!r} means something else to the file formats; choose another name")
     return name
 
 

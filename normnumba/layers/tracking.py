@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..ops.batch import batch_norm_inference, batch_norm_inference_backward
-from ..ops.checks import finite
-from ..views import NUMBERS, Array
-from .base import Layer, integer, size
+from ..ops.batch import batch_norm_inference, batch_norm_inference_backward, update_running
+from ..ops.checks import activation_code, finite
+from ..views import NUMBERS, Array, integer
+from .base import Layer, size
 from .conventions import convention_of
 
 
@@ -34,6 +34,7 @@ class ChannelLayer(Layer):
         super().__init__((channels,), weight=affine and weight, bias=affine and bias, dtype=dtype)
         self.eps = finite("eps", eps)
         self.channel_axis = integer("channel_axis", channel_axis)
+        activation_code(activation)  # is there one of that name?
         self.activation = activation
 
     def _settings(self, **arguments: Any) -> dict[str, Any]:
@@ -77,7 +78,10 @@ class TrackingLayer(ChannelLayer):
         super().__init__(self.num_features, channel_axis=axis, **settings)
         if track_running_stats:
             number = NUMBERS[self.dtype]
-            self.running_mean, self.running_var = np.zeros(num_features, number), np.ones(num_features, number)
+            self.running_mean, self.running_var = (
+                np.zeros(self.num_features, number),
+                np.ones(self.num_features, number),
+            )
             self.num_batches_tracked = np.zeros((), np.int64)
 
     def _state(self) -> dict[str, Array]:
@@ -101,8 +105,8 @@ class TrackingLayer(ChannelLayer):
         self.num_batches_tracked += 1
         new = self.convention.weight_of_new(self.momentum, int(self.num_batches_tracked))
         var = unbiased_var if self.convention.unbiased else unbiased_var * ((count - 1) / count)
-        for running, value in ((self.running_mean, mean), (self.running_var, var)):
-            running[...] = (1 - new) * running.astype(np.float64) + new * value
+        update_running(self.running_mean, mean, new)
+        update_running(self.running_var, var, new)
 
 
 def _inference_backward(dy: Array, *, output_mask: tuple[bool, ...], **given: Any) -> tuple[Array | None, ...]:

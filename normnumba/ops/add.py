@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from ..dispatch import home
-from ..views import Array, Rows, as_rows, retyped
+from ..views import Array, Rows, as_rows, retyped, supported
 from .checks import EMPTY, as_gradient, check_like, constant, finite, output, parameter, rsqrt, unpacked
 from .rows import Axis, offset_weight, rounds_first
 
@@ -236,7 +236,7 @@ def add_rms_norm_backward(
     dtype = _dtype_of_x(x_dtype, summed)
     rounding = rounds_first(casting, dtype)
     scale = view.vector(offset_weight(weight, view, weight_offset))
-    zeros = constant(view.rows, view.number, 0)
+    zeros = np.zeros(view.rows, view.number)
     wanted, others = (want_dx, want_dresidual, want_dweight), (dsummed, rstd, weight)
     gradients = _backward(
         kernels, view, dy, dsummed, summed, zeros, rstd, scale, False, rounding, dtype, wanted, out, others
@@ -248,11 +248,12 @@ def add_rms_norm_backward(
 def _views(x: Array, residual: Array, axis: Axis) -> tuple[Rows, Rows]:
     """The views of x and of the sum."""
     view = as_rows(x, axis, strips=False)
-    if residual is None or residual.shape != x.shape:
-        shape = None if residual is None else residual.shape
-        raise ValueError(f"residual must have x's shape {x.shape}, got {shape}")
-    retyped(view, residual.dtype)  # is it supported?
-    return view, retyped(view, _wider(x.dtype, residual.dtype))
+    if residual is None:
+        raise TypeError("residual must be an ndarray like x, got None")
+    if residual.shape != x.shape:
+        raise ValueError(f"residual must have x's shape {x.shape}, got {residual.shape}")
+    retyped(view, residual.dtype, "residual")  # is it supported?
+    return view, retyped(view, _wider(x.dtype, residual.dtype), "summed")
 
 
 def _wider(one: np.dtype[Any], other: np.dtype[Any]) -> np.dtype[Any]:
@@ -262,7 +263,10 @@ def _wider(one: np.dtype[Any], other: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def _dtype_of_x(x_dtype: DTypeLike | None, summed: Array) -> np.dtype[Any]:
-    return summed.dtype if x_dtype is None else np.dtype(x_dtype)
+    dtype = summed.dtype if x_dtype is None else supported(np.dtype(x_dtype), "x_dtype")
+    if _wider(dtype, summed.dtype) != summed.dtype:
+        raise ValueError(f"x_dtype must be that of x, no wider than summed's {summed.dtype}, got {dtype}")
+    return dtype
 
 
 def _forward(
@@ -283,7 +287,7 @@ def _forward(
     mean, rstd = np.zeros(view.rows, wide.number), np.empty(view.rows, wide.number)
     if x.size:
         targets = wide.result(summed), view.result(y)
-        other = retyped(view, residual.dtype).enter(residual)
+        other = retyped(view, residual.dtype, "residual").enter(residual)
         kernels.add_rows_forward(view.enter(x), other, weight, bias, eps, center, rounding, *targets, mean, rstd)
         wide.leave(targets[0], summed)
         view.leave(targets[1], y)
@@ -309,7 +313,7 @@ def _backward(
     others: tuple[Array | None, ...],
 ) -> tuple[Array | None, Array | None, Array]:
     """dx, dresidual, and the sums for dbias and dweight, (2, C) or (2, 0)."""
-    narrow, one = retyped(view, dtype), dtype == summed.dtype
+    narrow, one = retyped(view, dtype, "x_dtype"), dtype == summed.dtype
     check_like("dy", dy, summed, "summed", dtype)
     if dsummed is not None:
         check_like("dsummed", dsummed, summed, "summed")

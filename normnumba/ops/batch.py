@@ -1,30 +1,17 @@
-"""Batch norm: training, inference, and the parts for batches that are spread over blocks."""
+"""Batch norm: training, inference, and their gradients."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..dispatch import home
-from ..kernels import BATCH, CONSTANT, GIVEN, NONE
+from ..kernels import BATCH, CONSTANT, GIVEN
 from ..views import Array, Channels, as_channels
-from .checks import (
-    EMPTY,
-    FLOAT64,
-    activation_code,
-    as_gradient,
-    check_like,
-    constant,
-    finite,
-    output,
-    parameter,
-    rsqrt,
-    unpacked,
-)
+from .channels import Tail, differentiate_channels, masked_moments, normalize_channels, statistics_of, tail_of
+from .checks import FLOAT64, as_gradient, check_like, finite, output, rsqrt, unpacked
 
 
 def batch_norm_forward(
@@ -94,9 +81,10 @@ def batch_norm_forward(
     """
     kernels = home(x, weight, bias, running_mean, running_var, mask, residual, out)
     view = as_channels(x, channel_axis)
-    tail = _tail(view, x, weight, bias, residual, activation)
-    _check_running("running_mean", running_mean, (view.channels,))
-    _check_running("running_var", running_var, (view.channels,))
+    tail = tail_of(view, x, weight, bias, residual, activation)
+    others = (x, weight, bias, mask, residual)
+    _check_running("running_mean", running_mean, (view.channels,), (*others, running_var))
+    _check_running("running_var", running_var, (view.channels,), others)
     eps, momentum = finite("eps", eps), finite("momentum", momentum)
     counted = None if mask is None else view.positions(mask)
     count = view.count if counted is None else np.count_nonzero(counted)
@@ -107,11 +95,11 @@ def batch_norm_forward(
             "the bias whatever x is. Training needs at least two; use batch_norm_inference for a single one"
         )
     y = output(out, x, (x,), (weight, bias, running_mean, running_var, mask, residual))
-    given = None if counted is None else _moments(kernels, view, x, counted)
-    stats = _normalize_channels(kernels, view, x, tail, eps, given, y)
+    given = None if counted is None else masked_moments(kernels, view, x, counted)
+    stats = normalize_channels(kernels, view, x, tail, eps, given, y)
     if count:
-        _update(running_mean, stats[0], momentum)
-        _update(running_var, stats[1] * (count / max(count - 1, 1)), momentum)
+        update_running(running_mean, stats[0], momentum)
+        update_running(running_var, stats[1] * (count / max(count - 1, 1)), momentum)
     return y, stats[0].astype(view.number), stats[2].astype(view.number)
 
 
@@ -148,7 +136,7 @@ def batch_norm_backward(
     weight, bias : ndarray, optional
         What the forward had. Without an activation only the dtype of the bias matters.
     channel_axis, mask, residual, activation
-        What the forward had. z is computed again from x. With a mask, the positions that do not count are copied.
+        What the forward had. z is computed again from x. With a mask, x is read once more and copied.
     output_mask : sequence of four bool
         Which of dx, dweight, dbias, dresidual to compute; None stands for the others.
     out : ndarray, optional
@@ -173,8 +161,8 @@ def batch_norm_backward(
     """
     kernels = home(dy, x, mean, rstd, weight, bias, mask, residual, out)
     view = as_channels(x, channel_axis)
-    means, rstds = _statistics(view, mean=mean, rstd=rstd)
-    tail = _tail(view, x, weight, bias, residual, activation)
+    means, rstds = statistics_of(view, mean=mean, rstd=rstd)
+    tail = tail_of(view, x, weight, bias, residual, activation)
     counted = None if mask is None else view.positions(mask)
     others = (mean, rstd, weight, bias, mask, residual)
     return _backward(kernels, view, dy, x, means, rstds, tail, counted, output_mask, out, others, BATCH)
@@ -229,11 +217,11 @@ def batch_norm_inference(
     """
     kernels = home(x, mean, var, weight, bias, residual, out)
     view = as_channels(x, channel_axis)
-    tail = _tail(view, x, weight, bias, residual, activation)
-    given = _statistics(view, mean=mean, var=var)
+    tail = tail_of(view, x, weight, bias, residual, activation)
+    given = statistics_of(view, mean=mean, var=var)
     eps = finite("eps", eps)
     y = output(out, x, (x,), (mean, var, weight, bias, residual))
-    _normalize_channels(kernels, view, x, tail, eps, given, y)
+    normalize_channels(kernels, view, x, tail, eps, given, y)
     return y
 
 
@@ -286,163 +274,11 @@ def batch_norm_inference_backward(
     """
     kernels = home(dy, x, mean, var, weight, bias, residual, out)
     view = as_channels(x, channel_axis)
-    means, variances = _statistics(view, mean=mean, var=var)
+    means, variances = statistics_of(view, mean=mean, var=var)
     rstds = rsqrt(variances + finite("eps", eps))
-    tail = _tail(view, x, weight, bias, residual, activation)
+    tail = tail_of(view, x, weight, bias, residual, activation)
     others = (mean, var, weight, bias, residual)
     return _backward(kernels, view, dy, x, means, rstds, tail, None, output_mask, out, others, CONSTANT)
-
-
-def batch_moments(x: Array, *, channel_axis: int = 1, mask: Array | None = None) -> tuple[int, Array, Array]:
-    """Count, mean and biased variance of each channel, to be merged with those of other blocks or machines.
-
-    Parameters
-    ----------
-    x : ndarray
-        float16, bfloat16, float32 or float64, with the channels on `channel_axis`.
-    channel_axis : int
-        1 for (N, C, ...), -1 for channels last.
-    mask : ndarray of bool, optional
-        Broadcasts to x without its channel axis; True counts. The counted positions are copied.
-
-    Returns
-    -------
-    count : int
-        Values per channel, those that count.
-    mean, var : ndarray
-        (C,), float64. 0 where the count is 0.
-
-    Raises
-    ------
-    TypeError
-        For a dtype or kind of array that is not supported.
-    ValueError
-        For an axis that x does not have, or a mask that does not fit.
-
-    Notes
-    -----
-    Blocks a and b merge exactly: with d = mean_b - mean_a and n = n_a + n_b, mean = mean_a + d * n_b / n and
-    var = (n_a * var_a + n_b * var_b) / n + d^2 * n_a * n_b / n^2 (Chan, Golub and LeVeque, 1983).
-    """
-    kernels = home(x, mask)
-    view = as_channels(x, channel_axis)
-    if mask is not None:
-        counted = view.positions(mask)
-        return int(np.count_nonzero(counted)), *_moments(kernels, view, x, counted)
-    stats = _normalize_channels(kernels, view, x, _tail(view, x), 0.0, None, None)
-    return view.count, stats[0], stats[1]
-
-
-def batch_norm_backward_sums(
-    dy: Array, x: Array, mean: Array, rstd: Array, *, channel_axis: int = 1, mask: Array | None = None
-) -> tuple[Array, Array]:
-    """The sums that `batch_norm_backward_apply` needs from every block of a batch: sum(dy) and sum(dy * xhat).
-
-    xhat = (x - mean) * rstd with the statistics of the whole batch. Sums of blocks add up; the totals are dbias and
-    dweight.
-
-    Parameters
-    ----------
-    dy, x : ndarray
-        A block of the gradient of y, and of x.
-    mean, rstd : ndarray
-        (C,), of the whole batch. Give float64: a mean rounded to float32 costs digits where it is large against 1 /
-        rstd.
-    channel_axis : int
-        1 for (N, C, ...), -1 for channels last.
-    mask : ndarray of bool, optional
-        What the moments had. It changes nothing here: y is computed everywhere, and so are these sums.
-
-    Returns
-    -------
-    sum_dy, sum_dy_xhat : ndarray
-        (C,), float64.
-
-    Raises
-    ------
-    TypeError
-        For a dtype or kind of array that is not supported.
-    ValueError
-        For shapes or axes that do not fit.
-    """
-    kernels = home(dy, x, mean, rstd, mask)
-    view = as_channels(x, channel_axis)
-    means, rstds = _statistics(view, mean=mean, rstd=rstd)
-    check_like("dy", dy, x)
-    if mask is not None:
-        view.positions(mask)
-    sums = np.zeros((2, view.channels))
-    _differentiate_channels(kernels, view, dy, x, means, rstds, _tail(view, x), CONSTANT, 1, None, None, sums)
-    return sums[0], sums[1]
-
-
-def batch_norm_backward_apply(
-    dy: Array,
-    x: Array,
-    mean: Array,
-    rstd: Array,
-    weight: Array | None,
-    sum_dy: Array,
-    sum_dy_xhat: Array,
-    count: int,
-    *,
-    channel_axis: int = 1,
-    mask: Array | None = None,
-    out: Array | None = None,
-) -> Array:
-    """The gradient of a block of a batch from the sums over all of it.
-
-    dx = weight * rstd * (dy - (sum_dy + xhat * sum_dy_xhat) / count) with xhat = (x - mean) * rstd, and
-    weight * rstd * dy at positions that do not count.
-
-    Parameters
-    ----------
-    dy, x : ndarray
-        A block of the gradient of y, and of x.
-    mean, rstd : ndarray
-        (C,), of the whole batch, preferably float64.
-    weight : ndarray or None
-        (C,), of any real dtype. None stands for ones.
-    sum_dy, sum_dy_xhat : ndarray
-        (C,), the sums of `batch_norm_backward_sums` over all blocks.
-    count : int
-        Values per channel in the whole batch, those that count.
-    channel_axis : int
-        1 for (N, C, ...), -1 for channels last.
-    mask : ndarray of bool, optional
-        What the moments of this block had. The positions that do not count are copied.
-    out : ndarray, optional
-        Where dx is written: dy or x itself, or an array of their shape and dtype that shares no memory with the inputs.
-
-    Returns
-    -------
-    dx : ndarray
-        Of x's shape, dtype and memory layout.
-
-    Raises
-    ------
-    TypeError
-        For a dtype or kind of array that is not supported.
-    ValueError
-        For shapes or axes that do not fit, a bad `out`, or a count below that of this block.
-    """
-    kernels = home(dy, x, mean, rstd, weight, sum_dy, sum_dy_xhat, mask, out)
-    view = as_channels(x, channel_axis)
-    means, rstds = _statistics(view, mean=mean, rstd=rstd)
-    sums = np.stack(_statistics(view, sum_dy=sum_dy, sum_dy_xhat=sum_dy_xhat))
-    check_like("dy", dy, x)
-    tail = _tail(view, x, weight)
-    counted = None if mask is None else view.positions(mask)
-    try:
-        count = operator.index(count)
-    except TypeError:
-        raise TypeError(f"count must be an int, got {count!r}") from None
-    least = view.count if counted is None else np.count_nonzero(counted)
-    if count < least and x.size:
-        raise ValueError(f"count is the values per channel in the whole batch, at least {least}, got {count}")
-    dx = output(out, x, (x, dy), (mean, rstd, weight, sum_dy, sum_dy_xhat, mask))
-    _differentiate_channels(kernels, view, dy, x, means, rstds, tail, GIVEN, max(count, 1), dx, None, sums, counted)
-    return dx
 
 
 def batch_norm(
@@ -477,113 +313,6 @@ def batch_norm(
     )[0]
 
 
-@dataclass(frozen=True, slots=True)
-class _Tail:
-    """What follows xhat, checked, and ready for the kernels: y = activation(xhat * scale + offset + residual)."""
-
-    scale: Array
-    offset: Array
-    activation: int
-    residual: Array | None
-    weight: Array | None
-    bias: Array | None
-
-
-def _tail(
-    view: Channels,
-    x: Array,
-    weight: Array | None = None,
-    bias: Array | None = None,
-    residual: Array | None = None,
-    activation: str | None = None,
-) -> _Tail:
-    scale = parameter("weight", weight, (view.channels,), view.number, 1)
-    offset = parameter("bias", bias, (view.channels,), view.number, 0)
-    if residual is not None:
-        check_like("residual", residual, x)
-    return _Tail(scale, offset, activation_code(activation), residual, weight, bias)
-
-
-def _moments(kernels: Any, view: Channels, x: Array, counted: Array) -> tuple[Array, Array]:
-    """Mean and biased variance of each channel over the counted positions, 0 where nothing counts."""
-    stats = np.zeros((3, view.channels))
-    if x.size and counted.any():
-        picked = view.pick(view.enter(x), counted)
-        kernel = kernels.columns_forward if view.columns else kernels.channels_forward
-        one, none = constant(view.channels, view.number, 1), EMPTY[view.storage, 3]
-        kernel(picked, none, one, one, 0.0, True, NONE, none, stats.reshape(3, *view.vector_shape))
-    return stats[0], stats[1]
-
-
-def _normalize_channels(
-    kernels: Any,
-    view: Channels,
-    x: Array,
-    tail: _Tail,
-    eps: float,
-    given: Sequence[Array] | None,
-    y: Array | None,
-) -> Array:
-    """Fill y unless it is None; return float64 (3, C) mean, var and rstd, of x itself unless mean and var are given."""
-    stats = np.zeros((3, view.channels))
-    if given is not None:
-        stats[0], stats[1] = given
-    if given is not None or not x.size:
-        stats[2] = rsqrt(stats[1] + eps)
-    if x.size:
-        none = EMPTY[view.storage, 3]
-        target = none if y is None else view.result(y)
-        added = none if tail.residual is None else view.enter(tail.residual)
-        kernel = kernels.columns_forward if view.columns else kernels.channels_forward
-        statistics = stats.reshape(3, *view.vector_shape)
-        training = given is None
-        kernel(view.enter(x), added, tail.scale, tail.offset, eps, training, tail.activation, target, statistics)
-        if y is not None:
-            view.leave(target, y)
-    return stats
-
-
-def _differentiate_channels(
-    kernels: Any,
-    view: Channels,
-    dy: Array,
-    x: Array,
-    mean: Array,
-    rstd: Array,
-    tail: _Tail,
-    terms: int,
-    count: int,
-    dx: Array | None,
-    dresidual: Array | None,
-    sums: Array,
-    counted: Array | None = None,
-) -> None:
-    """Fill dx and dresidual unless they are None, and the float64 (2, C) sums of dz and dz * xhat unless GIVEN.
-
-    Positions that are not `counted` get the dx of constant statistics.
-    """
-    if not x.size:
-        return
-    none = EMPTY[view.storage, 3]
-    inputs = [none if a is None else view.enter(a) for a in (dy, x, tail.residual)]
-    results = [none if a is None else view.result(a) for a in (dx, dresidual)]
-    kernel = kernels.columns_backward if view.columns else kernels.channels_backward
-    shape = view.vector_shape
-    channel = (mean.reshape(shape), rstd.reshape(shape), tail.scale, tail.offset)
-    rest = None if counted is None or dx is None else ~counted
-    if rest is not None:  # before dx, which may be one of the inputs
-        picked = [view.pick(a, rest) if a.size else none for a in inputs]
-        alone, no_sums = np.empty_like(picked[0]), np.empty((2, *shape))
-        if alone.size:
-            kernel(*picked, *channel, CONSTANT, 1, tail.activation, alone, none, no_sums)
-    kernel(*inputs, *channel, terms, count, tail.activation, *results, sums.reshape(2, *shape))
-    if rest is not None:
-        view.put(results[0], rest, alone)
-    for result, a in zip(results, (dx, dresidual), strict=True):
-        if a is not None:
-            view.leave(result, a)
-
-
 def _backward(
     kernels: Any,
     view: Channels,
@@ -591,7 +320,7 @@ def _backward(
     x: Array,
     mean: Array,
     rstd: Array,
-    tail: _Tail,
+    tail: Tail,
     counted: Array | None,
     output_mask: Sequence[bool],
     out: Array | None,
@@ -608,25 +337,20 @@ def _backward(
     if dresidual is not None and not tail.activation:
         np.copyto(dresidual, dy)  # now, for dx may be written over dy
     if counted is None:
-        _differentiate_channels(kernels, view, dy, x, mean, rstd, tail, terms, view.count, dx, through, sums)
+        differentiate_channels(kernels, view, dy, x, mean, rstd, tail, terms, view.count, dx, through, sums)
     else:
-        exact, _ = _moments(kernels, view, x, counted)  # the given mean is rounded: no gradient must inherit that
+        exact, _ = masked_moments(kernels, view, x, counted)  # the given mean is rounded: no gradient must inherit that
         mean = np.where(np.isfinite(exact), exact, mean)
-        _differentiate_channels(kernels, view, dy, x, mean, rstd, tail, CONSTANT, 1, None, None, sums)
+        differentiate_channels(kernels, view, dy, x, mean, rstd, tail, CONSTANT, 1, None, None, sums)
         count = max(int(np.count_nonzero(counted)), 1)
         if dx is not None or through is not None:
-            _differentiate_channels(kernels, view, dy, x, mean, rstd, tail, GIVEN, count, dx, through, sums, counted)
+            differentiate_channels(kernels, view, dy, x, mean, rstd, tail, GIVEN, count, dx, through, sums, counted)
     dweight = as_gradient(sums[1], tail.weight, view.number) if want_dweight else None
     dbias = as_gradient(sums[0], tail.bias, view.number) if want_dbias else None
     return dx, dweight, dbias, dresidual
 
 
-def _statistics(view: Channels, **values: Array) -> list[Array]:
-    """Given statistics of channels, in float64."""
-    return [parameter(name, value, (view.channels,), FLOAT64) for name, value in values.items()]
-
-
-def _check_running(name: str, array: Array | None, shape: tuple[int, ...]) -> None:
+def _check_running(name: str, array: Array | None, shape: tuple[int, ...], others: tuple[Array | None, ...]) -> None:
     if array is None:
         return
     if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
@@ -635,8 +359,11 @@ def _check_running(name: str, array: Array | None, shape: tuple[int, ...]) -> No
         raise ValueError(f"{name} must have shape {shape} to go with x, got {array.shape}")
     if not array.flags.writeable:
         raise ValueError(f"{name} is read-only, but is updated in place; pass a writable array")
+    if (array.strides == (0,) and shape[0] > 1) or any(a is not None and np.shares_memory(array, a) for a in others):
+        raise ValueError(f"{name} shares memory, with itself or another argument, but is updated in place; pass a copy")
 
 
-def _update(running: Array | None, statistic: Array, momentum: float) -> None:
+def update_running(running: Array | None, statistic: Array, momentum: float) -> None:
+    """Average in place, in float64, and round once."""
     if running is not None:
-        running[...] = ((1 - momentum) * running + momentum * statistic).astype(running.dtype)
+        running[...] = (1 - momentum) * running.astype(FLOAT64) + momentum * statistic

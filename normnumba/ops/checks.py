@@ -64,6 +64,8 @@ def output(
         raise ValueError(f"out must have x's shape {x.shape}, got {out.shape}")
     if not out.flags.writeable:
         raise ValueError("out is read-only; pass a writable array")
+    if out.size and any(stride == 0 and n > 1 for stride, n in zip(out.strides, out.shape, strict=True)):
+        raise ValueError(f"out has elements that share memory, strides {out.strides}; pass an array of its own")
     for array in (*allowed, *others):
         if array is None or not np.may_share_memory(out, array):
             continue
@@ -86,7 +88,7 @@ def check_like(name: str, array: Array, x: Array, other: str = "x", dtype: np.dt
     if array is None:
         raise TypeError(f"{name} must be an ndarray like {other}, got None")
     if array.dtype != wanted:
-        whose = f"{other}'s dtype {wanted}" if dtype is None else f"dtype {wanted}"
+        whose = f"{other}'s dtype {wanted}" if dtype is None else f"x's dtype, or else x_dtype must be given: {wanted}"
         raise TypeError(f"{name} must have {whose}, got {array.dtype}")
     if array.shape != x.shape:
         raise ValueError(f"{name} must have {other}'s shape {x.shape}, got {array.shape}")
@@ -101,16 +103,17 @@ def activation_code(name: str | None) -> int:
         raise ValueError(f"activation must be one of {names}, got {name!r}") from None
 
 
-def as_gradient(total: Array, parameter: Array | None, number: np.dtype[Any] | None = None) -> Array:
+def as_gradient(total: Array, like: Array | None, number: np.dtype[Any] | None = None) -> Array:
     """A parameter's gradient in the parameter's dtype; in `number` where there is none, or it is no float type."""
-    if parameter is not None and (parameter.dtype.kind == "f" or parameter.dtype.name == "bfloat16"):
-        return total.astype(parameter.dtype, copy=False)
+    if like is not None and (like.dtype.kind == "f" or like.dtype.name == "bfloat16"):
+        with np.errstate(over="ignore"):  # Inf in a half is the answer
+            return total.astype(like.dtype, copy=False)
     return total if number is None else total.astype(number, copy=False)
 
 
 def unpacked(output_mask: Sequence[bool], length: int) -> Sequence[bool]:
     """`output_mask`, if it has an entry for each output."""
-    if len(output_mask) != length:
+    if not isinstance(output_mask, Sequence | np.ndarray) or len(output_mask) != length:
         raise ValueError(f"output_mask must have {length} entries, one for each output, got {output_mask}")
     return output_mask
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..dispatch import home
-from ..views import Array
+from ..views import NUMBERS, Array, axis_of, integer
 from .checks import FLOAT64, as_gradient, finite, parameter, rsqrt
 
 
@@ -57,15 +57,15 @@ def fold_batch_norm(
     evaluation only, where the statistics are constants.
     """
     home(weight, bias, mean, var, bn_weight, bn_bias)
-    if weight is None or not (weight.dtype.kind == "f" or weight.dtype.name == "bfloat16"):
-        raise TypeError(f"weight must be of a float dtype, got {None if weight is None else weight.dtype}")
-    if not -weight.ndim <= axis < weight.ndim:
-        raise ValueError(f"axis={axis} is not an axis of a weight of shape {weight.shape}")
-    channels = (weight.shape[axis],)
+    if weight is None or weight.dtype not in NUMBERS:
+        kinds = ", ".join(d.name for d in NUMBERS)
+        raise TypeError(f"weight must have one of the dtypes {kinds}, got {None if weight is None else weight.dtype}")
+    place = axis_of("axis", integer("axis", axis), weight.shape)
+    channels = (weight.shape[place],)
     means, variances = (parameter(n, v, channels, FLOAT64) for n, v in (("mean", mean), ("var", var)))
     scale = parameter("bn_weight", bn_weight, channels, FLOAT64, 1) * rsqrt(variances + finite("eps", eps))
     shift = parameter("bn_bias", bn_bias, channels, FLOAT64, 0)
     before = parameter("bias", bias, channels, FLOAT64, 0)
-    along = scale.reshape([-1 if a == axis % weight.ndim else 1 for a in range(weight.ndim)])
+    along = scale.reshape([-1 if a == place else 1 for a in range(weight.ndim)])
     folded = (weight.astype(FLOAT64) * along).astype(weight.dtype)
     return folded, as_gradient((before - means) * scale + shift, bias, weight.dtype)

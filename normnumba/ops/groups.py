@@ -8,7 +8,7 @@ import numpy as np
 
 from ..dispatch import home
 from ..kernels import BATCH
-from ..views import Array, as_groups
+from ..views import Array, as_groups, integer
 from .checks import (
     EMPTY,
     FLOAT64,
@@ -74,7 +74,7 @@ def group_norm_forward(
     Wu and He, Group Normalization, 2018 (arXiv:1803.08494).
     """
     kernels = home(x, weight, bias, out)
-    view = as_groups(x, channel_axis, num_groups)
+    view = as_groups(x, channel_axis, integer("num_groups", num_groups))
     scale = parameter("weight", weight, (view.channels,), view.number, 1)
     offset = parameter("bias", bias, (view.channels,), view.number, 0)
     eps, kind = finite("eps", eps), activation_code(activation)
@@ -152,7 +152,7 @@ def group_norm_backward(
     Same bits on any number of threads.
     """
     kernels = home(dy, x, mean, rstd, weight, bias, out)
-    view = as_groups(x, channel_axis, num_groups)
+    view = as_groups(x, channel_axis, integer("num_groups", num_groups))
     want_dx, want_dweight, want_dbias = unpacked(output_mask, 3)
     check_like("dy", dy, x)
     samples = x.shape[0]

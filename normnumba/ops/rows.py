@@ -63,15 +63,8 @@ def layer_norm_forward(
     offset = view.vector(parameter("bias", bias, view.normalized, view.number, 0))
     eps = finite("eps", eps)
     y = output(out, x, (x,), (weight, bias))
-    mean, rstd = np.empty(view.rows, view.number), np.empty(view.rows, view.number)
-    if x.size:
-        target = view.result(y)
-        kernel = kernels.strips_forward if view.strips else kernels.rows_forward
-        kernel(view.enter(x), scale, offset, eps, True, False, target, mean, rstd)
-        view.leave(target, y)
-    else:
-        mean[:], rstd[:] = 0, rsqrt(eps)
-    return y, view.statistics(mean), view.statistics(rstd)
+    mean, rstd = _normalize(kernels, view, x, scale, offset, eps, True, False, y)
+    return y, mean, rstd
 
 
 def layer_norm_backward(
@@ -135,12 +128,7 @@ def layer_norm_backward(
     parameter("bias", bias, view.normalized, view.number, 0)
     dx = output(out, x, (x, dy), (mean, rstd, weight, bias)) if want_dx else None
     sums = np.zeros((2, view.cols if want_dweight or want_dbias else 0), view.number)
-    if x.size:
-        target = EMPTY[view.storage, len(view.geometry)] if dx is None else view.result(dx)
-        kernel = kernels.strips_backward if view.strips else kernels.rows_backward
-        kernel(view.enter(dy), view.enter(x), means, rstds, scale, True, False, target, sums)
-        if dx is not None:
-            view.leave(target, dx)
+    _differentiate(kernels, view, dy, x, means, rstds, scale, True, False, dx, sums)
     dweight = view.parameter(as_gradient(sums[1], weight)) if want_dweight else None
     dbias = view.parameter(as_gradient(sums[0], bias)) if want_dbias else None
     return dx, dweight, dbias
@@ -217,15 +205,7 @@ def rms_norm_forward(
     zeros = constant(scale.size, view.number, 0)
     eps = finite("eps", eps)
     y = output(out, x, (x,), (weight,))
-    mean, rstd = np.empty(view.rows, view.number), np.empty(view.rows, view.number)
-    if x.size:
-        target = view.result(y)
-        kernel = kernels.strips_forward if view.strips else kernels.rows_forward
-        kernel(view.enter(x), scale, zeros, eps, False, rounding, target, mean, rstd)
-        view.leave(target, y)
-    else:
-        rstd[:] = rsqrt(eps)
-    return y, view.statistics(rstd)
+    return y, _normalize(kernels, view, x, scale, zeros, eps, False, rounding, y)[1]
 
 
 def rms_norm_backward(
@@ -284,13 +264,8 @@ def rms_norm_backward(
     scale = view.vector(offset_weight(weight, view, weight_offset))
     dx = output(out, x, (x, dy), (rstd, weight)) if want_dx else None
     sums = np.zeros((2, view.cols if want_dweight else 0), view.number)
-    if x.size:
-        target = EMPTY[view.storage, len(view.geometry)] if dx is None else view.result(dx)
-        zeros = constant(view.rows, view.number, 0)
-        kernel = kernels.strips_backward if view.strips else kernels.rows_backward
-        kernel(view.enter(dy), view.enter(x), zeros, rstds, scale, False, rounding, target, sums)
-        if dx is not None:
-            view.leave(target, dx)
+    zeros = np.zeros(view.rows, view.number)
+    _differentiate(kernels, view, dy, x, zeros, rstds, scale, False, rounding, dx, sums)
     return dx, view.parameter(as_gradient(sums[1], weight)) if want_dweight else None
 
 
@@ -308,6 +283,51 @@ def rms_norm(
     return rms_norm_forward(x, weight, axis=axis, eps=eps, weight_offset=weight_offset, casting=casting, out=out)[0]
 
 
+def _normalize(
+    kernels: Any,
+    view: Rows,
+    x: Array,
+    weight: Array,
+    bias: Array,
+    eps: float,
+    center: bool,
+    rounding: bool,
+    y: Array,
+) -> tuple[Array, Array]:
+    """Fill y; return mean and rstd in the shape of the other axes."""
+    mean, rstd = np.zeros(view.rows, view.number), np.empty(view.rows, view.number)
+    if x.size:
+        target = view.result(y)
+        kernel = kernels.strips_forward if view.strips else kernels.rows_forward
+        kernel(view.enter(x), weight, bias, eps, center, rounding, target, mean, rstd)
+        view.leave(target, y)
+    else:
+        rstd[:] = rsqrt(eps)
+    return view.statistics(mean), view.statistics(rstd)
+
+
+def _differentiate(
+    kernels: Any,
+    view: Rows,
+    dy: Array,
+    x: Array,
+    mean: Array,
+    rstd: Array,
+    weight: Array,
+    center: bool,
+    rounding: bool,
+    dx: Array | None,
+    sums: Array,
+) -> None:
+    """Fill dx unless it is None, and dbias and dweight in `sums` unless that is empty."""
+    if x.size:
+        target = EMPTY[view.storage, len(view.geometry)] if dx is None else view.result(dx)
+        kernel = kernels.strips_backward if view.strips else kernels.rows_backward
+        kernel(view.enter(dy), view.enter(x), mean, rstd, weight, center, rounding, target, sums)
+        if dx is not None:
+            view.leave(target, dx)
+
+
 def offset_weight(weight: Array | None, view: Rows, weight_offset: float) -> Array:
     """weight_offset + weight, added in the type that x is computed in; ones where the weight is None."""
     scale = parameter("weight", weight, view.normalized, view.number, 1)
@@ -317,6 +337,6 @@ def offset_weight(weight: Array | None, view: Rows, weight_offset: float) -> Arr
 
 def rounds_first(casting: str, dtype: np.dtype[Any]) -> bool:
     """Whether xhat is rounded to x's dtype before the weight multiplies it, which only halves can tell."""
-    if casting not in ("float32", "input"):
+    if not isinstance(casting, str) or casting not in ("float32", "input"):
         raise ValueError(f"casting must be 'float32' or 'input', got {casting!r}")
     return casting == "input" and dtype.itemsize == 2

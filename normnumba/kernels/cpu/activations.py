@@ -6,8 +6,8 @@ calls of the library's do not vectorize: a norm with silu took 16 ms through mat
 
 from __future__ import annotations
 
-from .. import GELU, GELU_TANH, RELU, SILU
-from .lowlevel import constant, elementwise, inlined, load, polynomial, scalar, store, two_to_minus
+from .. import GELU, GELU_TANH, RELU
+from .lowlevel import constant, elementwise, inlined_elementwise, load, polynomial, scalar, store, two_to_minus
 
 _SHIFT = constant(1.5 * 2.0**23, 1.5 * 2.0**52)
 """Added to a number that is much smaller, it rounds that to an integer."""
@@ -52,7 +52,7 @@ _tail = polynomial(
 # fmt: on
 
 
-@inlined
+@inlined_elementwise
 def _decay(u):
     """exp(-u) for u >= 0: 2^-k * exp(k * ln(2) - u)"""
     number = type(u)
@@ -62,7 +62,7 @@ def _decay(u):
     return number(0) if u > _LARGEST(u) else value
 
 
-@inlined
+@inlined_elementwise
 def _sigmoids(u):
     """sigmoid(u), sigmoid(-u), each without cancellation"""
     number = type(u)
@@ -71,7 +71,7 @@ def _sigmoids(u):
     return (e * large, large) if u < number(0) else (large, e * large)
 
 
-@inlined
+@inlined_elementwise
 def _limited(z):
     """z between -40 and 40, beyond which a share is 0 or 1; keeps powers of z finite"""
     number = type(z)
@@ -79,14 +79,14 @@ def _limited(z):
     return number(-40) if upper < number(-40) else upper
 
 
-@inlined
+@inlined_elementwise
 def _silu(z):
     """share = sigmoid(z), and its slope"""
     share, rest = _sigmoids(z)
     return share, share * rest
 
 
-@inlined
+@inlined_elementwise
 def _gelu_tanh(z):
     """share = (1 + tanh(v)) / 2 = sigmoid(2 * v) with v = sqrt(2 / pi) * (z + 0.044715 * z^3), and its slope"""
     number = type(z)
@@ -96,7 +96,7 @@ def _gelu_tanh(z):
     return share, share * rest * (linear + number(3) * cubic * z * z)
 
 
-@inlined
+@inlined_elementwise
 def _gelu(z):
     """share = (1 + erf(z / sqrt(2))) / 2, the normal distribution, and its slope, the normal density"""
     number = type(z)
@@ -159,5 +159,5 @@ def differentiate(activation, dy, start, count, z):
         _differentiate_gelu(dy, start, count, z)
     elif activation == GELU_TANH:
         _differentiate_gelu_tanh(dy, start, count, z)
-    elif activation == SILU:
+    else:
         _differentiate_silu(dy, start, count, z)

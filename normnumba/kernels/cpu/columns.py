@@ -19,7 +19,7 @@ from .. import BATCH, GIVEN, NONE, RELU
 from .compiling import array_in, array_out, variants
 from .launching import run
 from .lowlevel import accumulate, elementwise, fence, flat, frozen, inlined, load, must_stage, scalar
-from .spans import BLOCK, GROUP, flush, moments, set_upstream, write_gradients, write_span
+from .spans import BLOCK, GROUP, flush, is_far, moments, set_upstream, write_gradients, write_span
 
 FOLD = 128
 """Elements that a long row has at least."""
@@ -275,29 +275,60 @@ def _set_scales(x, base, rows, weight, bias, eps, begin, end, sums, vectors, sta
 
 
 @scalar
-def _set_line(vectors, mean, rstd, weight, bias, centre, first, last):
-    """What z takes in a group of columns, in every fold: the mean and rstd, the scale, and the shift"""
-    for c in range(first, last):
-        for j in range(c, vectors.shape[1], weight.size):
-            vectors[0, j], vectors[1, j], vectors[2, j] = mean, rstd, rstd * weight[c]
-            vectors[5, j] = bias[c] - centre * weight[c]
+def _bounds(part, parts, size):
+    """Where a part of `size` things begins and where it ends: a group of columns, a block of rows"""
+    return part * size // parts, (part + 1) * size // parts
 
 
 @scalar
-def _set_curve(vectors, totals, rstd, weight, centre, count, first, last, sums):
-    """What dx takes in a group of columns, in every fold: the slope and the shift; and sums of columns from totals"""
-    sum_g, sum_gxhat = 0.0, 0.0
-    for c in range(first, last):
-        if totals.size:
-            sums[0, c] = totals[0, c]
-            sums[1, c] = totals[1, c] - (centre * totals[0, c] if centre else 0.0)
-        sum_g += sums[0, c] * weight[c]
-        sum_gxhat += sums[1, c] * weight[c]
-    slope = -rstd * sum_gxhat / count
-    shift = -rstd * sum_g / count - slope * centre
-    for c in range(first, last):
-        for j in range(c, vectors.shape[1], weight.size):
-            vectors[3, j], vectors[4, j] = slope, shift
+def _centre(mean, rstd, totals, rows, terms, first, last, number):
+    """What rounding the mean left in xhat of a group: nothing that is known before x's own sums are"""
+    if terms != BATCH:
+        return (mean - number(mean)) * rstd
+    return totals[2, first:last].sum() / (rows * (last - first)) if totals.size else 0.0
+
+
+@scalar
+def _any_far(mean, rstd):
+    for o in range(mean.shape[0]):
+        for g in range(mean.shape[1]):
+            if is_far(mean[o, g], rstd[o, g]):
+                return True
+    return False
+
+
+@scalar
+def _set_lines(vectors, totals, mean, rstd, weight, bias, rows, terms):
+    """What z takes in each group of columns, in every fold: the mean and rstd, the scale, and the shift"""
+    for g in range(mean.size):
+        first, last = _bounds(g, mean.size, weight.size)
+        centre = 0.0
+        if terms != BATCH or is_far(mean[g], rstd[g]):  # its own need: no group's bits depend on the others
+            centre = _centre(mean[g], rstd[g], totals, rows, terms, first, last, weight.dtype.type)
+        for c in range(first, last):
+            for j in range(c, vectors.shape[1], weight.size):
+                vectors[0, j], vectors[1, j], vectors[2, j] = mean[g], rstd[g], rstd[g] * weight[c]
+                vectors[5, j] = bias[c] - centre * weight[c]
+
+
+@scalar
+def _set_curves(vectors, totals, mean, rstd, weight, rows, terms, count, sums):
+    """What dx takes in each group of columns, in every fold: the slope and the shift. Copies totals to sums"""
+    for g in range(mean.size):
+        first, last = _bounds(g, mean.size, weight.size)
+        centre = _centre(mean[g], rstd[g], totals, rows, terms, first, last, weight.dtype.type)
+        sum_g, sum_gxhat = 0.0, 0.0
+        for c in range(first, last):
+            if totals.size:
+                sums[0, c] = totals[0, c]
+                sums[1, c] = totals[1, c] - (centre * totals[0, c] if centre else 0.0)
+            sum_g += sums[0, c] * weight[c]
+            sum_gxhat += sums[1, c] * weight[c]
+        slope = -rstd[g] * sum_gxhat / count
+        shift = -rstd[g] * sum_g / count - slope * centre
+        for c in range(first, last):
+            for j in range(c, vectors.shape[1], weight.size):
+                vectors[3, j], vectors[4, j] = slope, shift
 
 
 @variants(
@@ -315,18 +346,19 @@ def _forward(x, residual, weight, bias, eps, activation, vectors, totals, y, sta
         _set_pivots(xs, o * size, size // width, channels, vectors[o, 0])
     for task in prange(outer * blocks if training else 0):
         o, b = task // blocks, task % blocks
-        first, last = b * long_rows // blocks, (b + 1) * long_rows // blocks
+        first, last = _bounds(b, blocks, long_rows)
         block_moments(xs, o * size, width, size, first, last, frozen(vectors[o, 0]), totals[o, b])
     for o in prange(outer if training else 0):
         _merge(totals[o], channels)
     for task in prange(outer * groups):
         o, g = task // groups, task % groups
-        first, last = g * channels // groups, (g + 1) * channels // groups
+        first, last = _bounds(g, groups, channels)
         _set_scales(xs, o * size, rows, weight, bias, eps, first, last, totals[o, 0], vectors[o], stats[:, o, g])
     staged = must_stage(y, size, x, x)
     for task in prange(outer * blocks if y.size else 0):
         o, b = task // blocks, task % blocks
-        first, last = b * long_rows // blocks * width, min((b + 1) * long_rows // blocks * width, size)
+        first, last = _bounds(b, blocks, long_rows)
+        first, last = first * width, min(last * width, size)
         buffer = np.empty(BLOCK if staged else 0, y.dtype)
         z = np.empty(BLOCK if activation > RELU else 0, weight.dtype)
         v = frozen(vectors[o])
@@ -347,36 +379,30 @@ def _backward(
 ):
     outer, rows, channels = x.shape
     dys, xs, rs, dxs, drs = flat(dy), flat(x), flat(residual), flat(dx), flat(dresidual)
-    size, width, blocks, groups = rows * channels, vectors.shape[2], totals.shape[1], mean.shape[1]
-    long_rows, number = (size + width - 1) // width, weight.dtype.type
-    centres = np.zeros((outer, groups))
-    if terms != BATCH:
-        for o in range(outer):
-            for g in range(groups):
-                centres[o, g] = (mean[o, g] - number(mean[o, g])) * rstd[o, g]
-    again = activation != NONE and terms == BATCH and np.max(np.abs(mean) * rstd) > 4  # see centre_before
-    passes = 0 if terms == GIVEN else 2 if again else 1
-    for p in range(passes + 1):
-        for task in prange(outer * groups):
-            o, g = task // groups, task % groups
-            first, last = g * channels // groups, (g + 1) * channels // groups
-            if p and terms == BATCH:
-                centres[o, g] = totals[o, 0, 2, first:last].sum() / (rows * (last - first))
-            if p == passes:
-                _set_curve(vectors[o], totals[o, 0], rstd[o, g], weight, centres[o, g], count, first, last, sums[:, o])
-            if not p or p < passes:
-                _set_line(vectors[o], mean[o, g], rstd[o, g], weight, bias, centres[o, g], first, last)
-        kind = activation if p == passes - 1 else NONE
-        for task in prange(outer * blocks if p < passes else 0):
+    size, width, blocks = rows * channels, vectors.shape[2], totals.shape[1]
+    long_rows, none = (size + width - 1) // width, totals[0, 0, :, :0]
+    for o in prange(outer):
+        _set_lines(vectors[o], none, mean[o], rstd[o], weight, bias, rows, terms)
+    if activation != NONE and terms == BATCH and _any_far(mean, rstd):  # see centre_before
+        for task in prange(outer * blocks):
             o, b = task // blocks, task % blocks
-            first, last = b * long_rows // blocks, (b + 1) * long_rows // blocks
-            _block_products(dys, xs, rs, o * size, size, first, last, frozen(vectors[o]), kind, totals[o, b])
-        for o in prange(outer if p < passes else 0):
+            first, last = _bounds(b, blocks, long_rows)
+            _block_products(dys, xs, rs, o * size, size, first, last, frozen(vectors[o]), NONE, totals[o, b])
+        for o in prange(outer):
             _merge(totals[o], channels)
+            _set_lines(vectors[o], totals[o, 0], mean[o], rstd[o], weight, bias, rows, terms)
+    for task in prange(outer * blocks if terms != GIVEN else 0):
+        o, b = task // blocks, task % blocks
+        first, last = _bounds(b, blocks, long_rows)
+        _block_products(dys, xs, rs, o * size, size, first, last, frozen(vectors[o]), activation, totals[o, b])
+    for o in prange(outer):
+        _merge(totals[o], channels)
+        _set_curves(vectors[o], totals[o, 0], mean[o], rstd[o], weight, rows, terms, count, sums[:, o])
     staged = must_stage(dx, size, dy, x)
     for task in prange(outer * blocks if dx.size or dresidual.size else 0):
         o, b = task // blocks, task % blocks
-        first, last = b * long_rows // blocks * width, min((b + 1) * long_rows // blocks * width, size)
+        first, last = _bounds(b, blocks, long_rows)
+        first, last = first * width, min(last * width, size)
         buffer = np.empty(BLOCK if staged or not dx.size else 0, dx.dtype)
         dz = np.empty(BLOCK if activation else 0, weight.dtype)
         v = frozen(vectors[o])

@@ -11,7 +11,7 @@ from .. import BATCH, RELU
 from .compiling import array_in, array_out, variants
 from .launching import run
 from .lowlevel import fence, flat, must_stage
-from .spans import BLOCK, centre_before, channel_sums, moments, write_gradients, write_span
+from .spans import BLOCK, centre_before, channel_sums, gradient_terms, moments, write_gradients, write_span
 
 
 def groups_forward(x: Any, weight: Any, bias: Any, eps: float, activation: int, y: Any, mean: Any, rstd: Any) -> None:
@@ -84,14 +84,12 @@ def _backward(dy, x, mean, rstd, weight, bias, activation, dx, partial):
                 a, p, t = channel_sums(dys, xs, none, start + k * inner, 1, 0, inner, m, r, line, activation, dz)
                 sums[0, k], sums[1, k] = a, p
                 sum_g, sum_gt, sum_t = sum_g + a * w[k], sum_gt + p * w[k], sum_t + t
-            centre = sum_t / count  # what rounding the mean left in xhat
-            slope = -r * (sum_gt - centre * sum_g) / count
-            shift = number(-r * sum_g / count - slope * centre)
+            slope, shift, centre = gradient_terms(sum_g, sum_gt, sum_t, r, count)
             for k in range(width):
                 partial[b, 0, g * width + k] += sums[0, k]
                 partial[b, 1, g * width + k] += sums[1, k] - centre * sums[0, k]
                 line = m, number(r * w[k]), number(offset[k] - before * w[k]), BLOCK
-                curve = m, r, number(r * w[k]), number(slope), shift, BLOCK
+                curve = m, r, number(r * w[k]), number(slope), number(shift), BLOCK
                 span = start + k * inner, 1 if dx.size else 0, 0, inner
                 write_gradients(dys, xs, none, *span, line, curve, BATCH, activation, dz, dxs, dxs[:0], buffer, count)
         fence()

@@ -25,18 +25,26 @@ OPTIONS = {"nogil": True, "error_model": "numpy"}
 """How kernels are compiled. Strict arithmetic, because the serial and the parallel twin of a kernel, two compilations
 of one source, must give the same bits, and which product LLVM fuses with which sum is its own choice."""
 
-_INNER = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+_INNER = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True, "fastmath": False, "forceinline": False}
+"""Nothing is left out, because numba lets a function inherit these two from whatever it is first compiled for."""
+
+_FAST = {**_INNER, "fastmath": {"nsz", "contract"}}
 
 scalar = numba.njit(**_INNER)
 """Decorates functions that only kernels call."""
 
-elementwise = numba.njit(**_INNER, fastmath={"nsz", "contract"})
+elementwise = numba.njit(**_FAST)
 """The same for loops whose elements are independent: a product and the sum that follows become one instruction. Not
-`reassoc`, which may turn (x - pivot) - shift into x - (pivot + shift)."""
+`reassoc`, which may turn (x - pivot) - shift into x - (pivot + shift). Never for the scalars around a loop: of two
+products in a sum LLVM would fuse now the one, now the other."""
 
-inlined = numba.njit(**_INNER, fastmath={"nsz", "contract"}, forceinline=True)
-"""The same for what is done to one element of such a loop, since LLVM does not vectorize a loop with a call in it; and
-for what is done to one block: an array is passed as seven words, and a few of them take longer than a small image."""
+inlined = numba.njit(**{**_INNER, "forceinline": True})
+"""`scalar` for what is done to one block: an array is passed as seven words, and a few of them take longer than a small
+image."""
+
+inlined_elementwise = numba.njit(**{**_FAST, "forceinline": True})
+"""`elementwise` for what is done to one element, since LLVM vectorizes no loop with a call in it; for short loops; and
+for loops that sum (see `plus`)."""
 
 STREAM_FROM = 8 << 20
 """Bytes of output from which it bypasses the caches: smaller ones are better left there for whoever reads them next."""
@@ -96,10 +104,13 @@ def plus(typingctx, total, value):
     """total + value in a loop that sums, where LLVM may keep several partial sums.
 
     This addition alone has `reassoc`. With it on a whole function, products and differences were regrouped too, in ways
-    that changed from one compilation to the next, and with them the last bits.
+    that changed from one compilation to the next, and with them the last bits. The loop has to be inlined into its
+    kernel: a process that has just compiled it would otherwise run the helper's own machine code, one that has loaded
+    the kernel from the cache the copy in there, and LLVM has regrouped the partial sums of the two differently.
     """
 
     def codegen(context, builder, sig, args):
+        assert "alwaysinline" in builder.function.attributes, "sums belong in an `inlined_elementwise` function"
         return builder.fadd(*args, flags=("reassoc", "nsz", "contract"))
 
     return total(total, total), codegen

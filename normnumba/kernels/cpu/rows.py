@@ -13,21 +13,24 @@ from numba import prange, types
 
 from .compiling import array_in, array_out, variants
 from .launching import run
-from .lowlevel import barrier, fence, flat, frozen, inlined, must_stage, stream
-from .spans import (
-    BLOCK,
-    GROUP,
-    add,
-    copy,
-    flush,
-    moments,
-    normalize,
-    normalize_rounding,
-    row_gradient,
-    row_gradients,
-    row_gradients_rounding,
-    row_sums,
+from .lowlevel import (
+    accumulate,
+    barrier,
+    elementwise,
+    fence,
+    flat,
+    frozen,
+    inlined,
+    inlined_elementwise,
+    load,
+    must_stage,
+    plus,
+    rounded,
+    scalar,
+    store,
+    stream,
 )
+from .spans import BLOCK, GROUP, add, copy, flush, gradient_terms, moments, normalize
 
 
 def rows_forward(
@@ -98,6 +101,57 @@ def _blocks(rows: int, cols: int) -> int:
     return max(1, min(rows // 16, 64, (1 << 17) // max(cols, 1)))
 
 
+@inlined_elementwise
+def _weighted_sums(dy, x, start, count, mean, rstd, weight, column, zero):
+    """sum(g), sum(g * t), sum(t) with g = dy * weight, t = (x - mean) * rstd"""
+    sum_g, sum_gt, sum_t = zero, zero, zero
+    for i in range(count):
+        g = load(dy, start + i) * load(weight, column + i)
+        t = (load(x, start + i) - mean) * rstd
+        sum_g = plus(sum_g, g)
+        sum_gt = plus(sum_gt, g * t)
+        sum_t = plus(sum_t, t)
+    return sum_g, sum_gt, sum_t
+
+
+@scalar
+def _row_sums(dy, x, start, count, mean, rstd, weight, zero):
+    """`_weighted_sums` of a row of any length, in float64"""
+    sum_g, sum_gt, sum_t = 0.0, 0.0, 0.0
+    for i in range(0, count, BLOCK):
+        a, b, c = _weighted_sums(dy, x, start + i, min(BLOCK, count - i), mean, rstd, weight, i, zero)
+        sum_g += a
+        sum_gt += b
+        sum_t += c
+    return sum_g, sum_gt, sum_t
+
+
+@elementwise
+def _gradient(dy, x, start, count, mean, rstd, slope, shift, weight, column, dx, at):
+    """dx = dy * weight * rstd + t * slope + shift with t = (x - mean) * rstd"""
+    for i in range(count):
+        t = (load(x, start + i) - mean) * rstd
+        store(dx, at + i, load(dy, start + i) * load(weight, column + i) * rstd + t * slope + shift)
+
+
+def _differentiating(rounding):
+    @elementwise
+    def gradients(dy, x, start, count, mean, rstd, slope, shift, centre, weight, column, dx, at, dbias, dweight):
+        """`_gradient`, and dweight += dy * (t - centre), dbias += dy: one loop gained 5 to 20 percent over two"""
+        for i in range(count):
+            g = load(dy, start + i)
+            t = (load(x, start + i) - mean) * rstd
+            xhat = rounded(dy, t - centre) if rounding else t - centre
+            accumulate(dweight, column + i, g * xhat, 1)
+            accumulate(dbias, column + i, g, 2)
+            store(dx, at + i, g * load(weight, column + i) * rstd + t * slope + shift)
+
+    return gradients
+
+
+_gradients, _gradients_rounding = _differentiating(False), _differentiating(True)
+
+
 @inlined
 def _normalize_row(x, start, cols, weight, bias, eps, center, rounding, y, buffer):
     """y of a row, through `buffer` unless that is empty; returns mean and rstd"""
@@ -106,11 +160,7 @@ def _normalize_row(x, start, cols, weight, bias, eps, center, rounding, y, buffe
     for c in range(0, cols, BLOCK):
         n = min(BLOCK, cols - c)
         target, at = (buffer, 0) if buffer.size else (y, start + c)
-        a, b = number(r), number(-shift * r)
-        if rounding:
-            normalize_rounding(x, start + c, n, pivot, a, b, weight, bias, c, target, at)
-        else:
-            normalize(x, start + c, n, pivot, a, b, weight, bias, c, target, at)
+        normalize(rounding, x, start + c, n, pivot, number(r), number(-shift * r), weight, bias, c, target, at)
         if buffer.size:
             stream(y, start + c, buffer, n, x, x, start + c + cols)
     return pivot + shift, r
@@ -120,12 +170,10 @@ def _normalize_row(x, start, cols, weight, bias, eps, center, rounding, y, buffe
 def _row_terms(dy, x, start, cols, mean, rstd, weight, center):
     """slope, shift, centre: what dx of a row takes"""
     number = weight.dtype.type
-    sum_g, sum_gt, sum_t = row_sums(dy, x, start, cols, mean, rstd, weight, number(0))
+    sum_g, sum_gt, sum_t = _row_sums(dy, x, start, cols, mean, rstd, weight, number(0))
     if not center:
         sum_g, sum_t = 0.0, 0.0
-    centre = sum_t / cols  # what rounding the mean left in xhat
-    slope = -rstd * (sum_gt - centre * sum_g) / cols
-    shift = -rstd * sum_g / cols - slope * centre
+    slope, shift, centre = gradient_terms(sum_g, sum_gt, sum_t, rstd, cols)
     return number(slope), number(shift), number(centre)
 
 
@@ -135,13 +183,13 @@ def _differentiate_row(dy, x, start, count, mean, rstd, terms, rounding, weight,
     slope, shift, centre = terms
     dbias, dweight = sums[0], sums[1]
     if sums.size and rounding:
-        row_gradients_rounding(
+        _gradients_rounding(
             dy, x, start, count, mean, rstd, slope, shift, centre, weight, column, dx, at, dbias, dweight
         )
     elif sums.size:
-        row_gradients(dy, x, start, count, mean, rstd, slope, shift, centre, weight, column, dx, at, dbias, dweight)
+        _gradients(dy, x, start, count, mean, rstd, slope, shift, centre, weight, column, dx, at, dbias, dweight)
     else:
-        row_gradient(dy, x, start, count, mean, rstd, slope, shift, weight, column, dx, at)
+        _gradient(dy, x, start, count, mean, rstd, slope, shift, weight, column, dx, at)
 
 
 @variants(

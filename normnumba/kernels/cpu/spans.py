@@ -1,9 +1,14 @@
-"""The formulas, once: loops over spans of elements, from which the kernels of rows and channels are put together.
+"""The formulas, once: loops over spans of elements, from which the kernels are put together.
 
 A span is x[start + o * stride + i] for o < outer, i < inner. A row is one (outer = 1); a channel of NCHW data is one,
 with `inner` contiguous elements in each of its `outer` samples. Kernels work on many spans at the same time.
 
 `zero` carries the type that a span is computed in. Sums run in that type over BLOCK elements and in float64 beyond.
+
+`line` is what makes z of x, (pivot, scale, shift, width) with z = (x - pivot) * scale + shift. `curve` is what makes dx
+of dy and x, (mean, rstd, scale, slope, shift, width) with dx = dy * scale + t * slope + shift, t = (x - mean) * rstd.
+They are numbers for a channel, and `width` is BLOCK; or vectors for rows of `width` columns, taken in turn. `ahead` is
+how far behind a block the memory lies that is read next.
 """
 
 from __future__ import annotations
@@ -12,7 +17,19 @@ import math
 
 from .. import CONSTANT, RELU
 from .activations import activate, differentiate
-from .lowlevel import accumulate, barrier, elementwise, frozen, inlined, load, plus, rounded, scalar, store, stream
+from .lowlevel import (
+    barrier,
+    elementwise,
+    frozen,
+    inlined,
+    inlined_elementwise,
+    load,
+    plus,
+    rounded,
+    scalar,
+    store,
+    stream,
+)
 
 BLOCK = 4096
 """Elements that one loop takes: 16 KiB of float32, half of an L1 cache, and few enough roundings to ignore."""
@@ -24,7 +41,7 @@ HEAD = 64
 """Elements whose mean is the first pivot: enough to be within two standard deviations of the mean nearly always."""
 
 
-@elementwise
+@inlined_elementwise
 def _sum_about(x, start, count, pivot, zero):
     """sum(x - pivot)"""
     total = zero
@@ -33,7 +50,7 @@ def _sum_about(x, start, count, pivot, zero):
     return total
 
 
-@elementwise
+@inlined_elementwise
 def _sums_about(x, start, count, scale, pivot, zero):
     """sum(t), sum(t^2) with t = x * scale - pivot"""
     first, second = zero, zero
@@ -45,7 +62,7 @@ def _sums_about(x, start, count, scale, pivot, zero):
 
 
 @scalar
-def _add(total, rest, value):
+def _two_sum(total, rest, value):
     """total + value, and rest plus what that rounding lost (Knuth's two-sum): runs of any number add up without loss"""
     new = total + value
     part = new - total
@@ -60,8 +77,8 @@ def _moments_about(x, start, outer, stride, inner, scale, pivot, zero):
     for o in range(outer):
         for i in range(0, inner, BLOCK):
             a, b = _sums_about(x, start + o * stride + i, min(BLOCK, inner - i), scale, pivot, zero)
-            first, rest = _add(first, rest, a)
-            second, rest2 = _add(second, rest2, b)
+            first, rest = _two_sum(first, rest, a)
+            second, rest2 = _two_sum(second, rest2, b)
     share = 1.0 / (outer * inner)
     shift = (first + rest) * share
     return shift, (second + rest2) * share - shift * shift
@@ -124,7 +141,6 @@ def add(x, other, start, count, total, at):
 def _normalizing(rounding):
     @elementwise
     def normalize(x, start, count, pivot, rstd, shift, weight, bias, column, y, at):
-        """y = ((x - pivot) * rstd + shift) * weight + bias, those that are vectors from `column` on"""
         for i in range(count):
             xhat = (load(x, start + i) - load(pivot, column + i)) * load(rstd, column + i) + load(shift, column + i)
             if rounding:
@@ -134,14 +150,23 @@ def _normalizing(rounding):
     return normalize
 
 
-normalize = _normalizing(False)
+_normalize, _normalize_rounding = _normalizing(False), _normalizing(True)
 
-normalize_rounding = _normalizing(True)
-"""`normalize` with xhat rounded to y's dtype before the weight multiplies it"""
+
+@inlined
+def normalize(rounding, x, start, count, pivot, rstd, shift, weight, bias, column, y, at):
+    """y = xhat * weight + bias with xhat = (x - pivot) * rstd + shift, those that are vectors from `column` on
+
+    With `rounding`, xhat is rounded to y's dtype before the weight multiplies it.
+    """
+    if rounding:
+        _normalize_rounding(x, start, count, pivot, rstd, shift, weight, bias, column, y, at)
+    else:
+        _normalize(x, start, count, pivot, rstd, shift, weight, bias, column, y, at)
 
 
 def _scaling(adding):
-    @inlined
+    @inlined_elementwise
     def scale_shift(x, residual, start, count, pivot, scale, shift, column, floor, y, at):
         """y = max((x - pivot) * scale + shift + residual, floor), the vectors from `column` on"""
         for i in range(count):
@@ -224,61 +249,18 @@ def set_upstream(activation, dy, x, residual, start, count, column, line, dz):
     return frozen(dz)
 
 
-@elementwise
-def _weighted_sums(dy, x, start, count, mean, rstd, weight, column, zero):
-    """sum(g), sum(g * t), sum(t) with g = dy * weight, t = (x - mean) * rstd"""
-    sum_g, sum_gt, sum_t = zero, zero, zero
-    for i in range(count):
-        g = load(dy, start + i) * load(weight, column + i)
-        t = (load(x, start + i) - mean) * rstd
-        sum_g = plus(sum_g, g)
-        sum_gt = plus(sum_gt, g * t)
-        sum_t = plus(sum_t, t)
-    return sum_g, sum_gt, sum_t
+@inlined
+def gradient_terms(sum_g, sum_gt, sum_t, rstd, count):
+    """slope, shift, centre of what shares a mean: dx = dy * weight * rstd + t * slope + shift and xhat = t - centre
+
+    From sums of g = dy * weight, g * t and t over `count` elements.
+    """
+    centre = sum_t / count  # what rounding the mean left in xhat
+    slope = -rstd * (sum_gt - centre * sum_g) / count
+    return slope, -rstd * sum_g / count - slope * centre, centre
 
 
-@scalar
-def row_sums(dy, x, start, count, mean, rstd, weight, zero):
-    """`_weighted_sums` of a row of any length, in float64"""
-    sum_g, sum_gt, sum_t = 0.0, 0.0, 0.0
-    for i in range(0, count, BLOCK):
-        a, b, c = _weighted_sums(dy, x, start + i, min(BLOCK, count - i), mean, rstd, weight, i, zero)
-        sum_g += a
-        sum_gt += b
-        sum_t += c
-    return sum_g, sum_gt, sum_t
-
-
-@elementwise
-def row_gradient(dy, x, start, count, mean, rstd, slope, shift, weight, column, dx, at):
-    """dx = dy * weight * rstd + t * slope + shift with t = (x - mean) * rstd"""
-    for i in range(count):
-        t = (load(x, start + i) - mean) * rstd
-        store(dx, at + i, load(dy, start + i) * load(weight, column + i) * rstd + t * slope + shift)
-
-
-def _differentiating(rounding):
-    @elementwise
-    def row_gradients(dy, x, start, count, mean, rstd, slope, shift, centre, weight, column, dx, at, dbias, dweight):
-        """`row_gradient`, and dweight += dy * (t - centre), dbias += dy: one loop gained 5 to 20 percent over two"""
-        for i in range(count):
-            g = load(dy, start + i)
-            t = (load(x, start + i) - mean) * rstd
-            xhat = rounded(dy, t - centre) if rounding else t - centre
-            accumulate(dweight, column + i, g * xhat, 1)
-            accumulate(dbias, column + i, g, 2)
-            store(dx, at + i, g * load(weight, column + i) * rstd + t * slope + shift)
-
-    return row_gradients
-
-
-row_gradients = _differentiating(False)
-
-row_gradients_rounding = _differentiating(True)
-"""`row_gradients` with the xhat that `normalize_rounding` had"""
-
-
-@elementwise
+@inlined_elementwise
 def _plain_sums(dy, at, x, start, count, mean, rstd, zero):
     """sum(dy), sum(dy * t), sum(t) with t = (x - mean) * rstd"""
     sum_dy, sum_dyt, sum_t = zero, zero, zero
@@ -305,8 +287,8 @@ def _summing(active):
                     a, b, c = _plain_sums(upstream, 0, x, i, n, mean, rstd, zero)
                 else:
                     a, b, c = _plain_sums(dy, i, x, i, n, mean, rstd, zero)
-                sum_dy, rest = _add(sum_dy, rest, a)
-                sum_dyt, rest2 = _add(sum_dyt, rest2, b)
+                sum_dy, rest = _two_sum(sum_dy, rest, a)
+                sum_dyt, rest2 = _two_sum(sum_dyt, rest2, b)
                 sum_t += c
         return sum_dy + rest, sum_dyt + rest2, sum_t
 
@@ -324,14 +306,17 @@ def channel_sums(dy, x, residual, start, outer, stride, inner, mean, rstd, line,
     return _sums(dy, x, residual, start, outer, stride, inner, mean, rstd, line, activation, dz)
 
 
+@inlined
+def is_far(mean, rstd):
+    """Whether rounding the mean did harm: up to four standard deviations, that is no more than half an eps of xhat's"""
+    return abs(mean) * rstd > 4
+
+
 @scalar
 def centre_before(activation, x, start, outer, stride, inner, mean, rstd, zero):
-    """mean(t) where an activation needs it before the other sums are known, and 0 where rounding the mean did no harm
-
-    A mean of up to four standard deviations is rounded by half an eps of x's own.
-    """
+    """mean(t) where an activation needs it before the other sums are known, and 0 where it does not matter"""
     total = 0.0
-    if not activation or abs(mean) * rstd <= 4:
+    if not activation or not is_far(mean, rstd):
         return total
     for o in range(outer):
         for i in range(start + o * stride, start + o * stride + inner, BLOCK):
@@ -339,7 +324,7 @@ def centre_before(activation, x, start, outer, stride, inner, mean, rstd, zero):
     return total * rstd / (outer * inner)
 
 
-@inlined
+@inlined_elementwise
 def _curve(dy, first, x, start, count, mean, rstd, scale, slope, shift, column, dx, at):
     """dx = dy * scale + t * slope + shift with t = (x - mean) * rstd, the vectors from `column` on"""
     for i in range(count):
@@ -348,7 +333,7 @@ def _curve(dy, first, x, start, count, mean, rstd, scale, slope, shift, column, 
         store(dx, at + i, g + t * load(slope, column + i) + load(shift, column + i))
 
 
-@inlined
+@inlined_elementwise
 def _scaled(dy, first, count, scale, column, dx, at):
     """dx = dy * scale"""
     for i in range(count):

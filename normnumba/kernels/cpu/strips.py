@@ -14,8 +14,20 @@ from numba import prange, types
 from .columns import block_moments, column_moments, set_means
 from .compiling import array_in, array_out, variants
 from .launching import run
-from .lowlevel import accumulate, elementwise, flat, frozen, load, must_stage, plus, rounded, scalar, store, stream
-from .spans import GROUP, flush, normalize, normalize_rounding
+from .lowlevel import (
+    accumulate,
+    elementwise,
+    flat,
+    frozen,
+    inlined_elementwise,
+    load,
+    must_stage,
+    plus,
+    rounded,
+    scalar,
+    store,
+)
+from .spans import GROUP, copy, flush, gradient_terms, normalize
 
 
 def strips_forward(
@@ -54,7 +66,7 @@ def _add_products(dy, x, start, mean, rstd, weight, partial):
 
 
 def _differentiating(rounding):
-    @elementwise
+    @inlined_elementwise
     def gradients(dy, x, start, mean, rstd, slope, shift, centre, weight, dx, at, zero):
         """dx = dy * weight * rstd + t * slope + shift of one row; sum(dy), sum(dy * (t - centre))"""
         sum_dy, sum_dyxhat = zero, zero
@@ -86,9 +98,7 @@ def _set_terms(dy, x, base, stride, weight, center, vectors):
         sum_g, sum_gt, sum_t = totals[0, j], totals[1, j], totals[2, j]
         if not center:
             sum_g, sum_t = 0.0, 0.0
-        centre = sum_t / rows  # what rounding the mean left in xhat
-        slope = -rstd[j] * (sum_gt - centre * sum_g) / rows
-        vectors[2, j], vectors[3, j], vectors[4, j] = slope, -rstd[j] * sum_g / rows - slope * centre, centre
+        vectors[2, j], vectors[3, j], vectors[4, j] = gradient_terms(sum_g, sum_gt, sum_t, rstd[j], rows)
 
 
 @variants(
@@ -120,12 +130,9 @@ def _forward(x, weight, bias, eps, center, rounding, width, y, mean, rstd):
         for c in range(rows):
             i = base + c * inner
             target, at = (buffer, 0) if staged else (ys, i)
-            if rounding:
-                normalize_rounding(xs, i, n, v[0], v[1], v[2], weight[c], bias[c], 0, target, at)
-            else:
-                normalize(xs, i, n, v[0], v[1], v[2], weight[c], bias[c], 0, target, at)
+            normalize(rounding, xs, i, n, v[0], v[1], v[2], weight[c], bias[c], 0, target, at)
             if staged:
-                stream(ys, i, buffer, n, xs, xs, i + inner)
+                copy(buffer, n, ys, i)
 
 
 @variants(
@@ -159,4 +166,4 @@ def _backward(dy, x, mean, rstd, weight, center, rounding, width, dx, partial):
                 partial[block, 0, c] += dbias
                 partial[block, 1, c] += dweight
                 if staged:
-                    stream(dxs, i, buffer, n, dys, xs, i + inner)
+                    copy(buffer, n, dxs, i)
