@@ -11,7 +11,6 @@ from normnumba import reference
 from tests.helpers import (
     BY_NAME,
     EVERY_CASE,
-    EVERY_OP,
     ROWS,
     WIDE,
     arguments_of,
@@ -46,7 +45,6 @@ WITHOUT = [
     for n in range(1, 3)
     for missing in itertools.combinations(AFFINE[case[0].name], n)
 ]
-WITH_PARAMETERS = [(op, dtype) for op, dtype in EVERY_OP if AFFINE[op.name]]
 WITH_EPS = [op for op in OPS if "eps" in parameters_of(op)]
 BACKWARDS = [op for op in OPS if op.function.endswith(("norm_backward", "inference_backward"))]
 
@@ -99,10 +97,10 @@ def test_without_parameters(op, geometry, dtype, missing, rng):
     assert_identical(got, op(normnumba, explicit), "None is ones and zeros")
 
 
-@pytest.mark.parametrize("kind", ["float16", "float32", "float64", "int8", "uint64", "bool"])
-@pytest.mark.parametrize(("op", "dtype"), WITH_PARAMETERS, ids=name_of)
-def test_parameters_of_any_real_dtype_and_stride(op, dtype, kind, rng):
-    geometry = TYPICAL[op.family][1]
+@pytest.mark.parametrize("kind", ["float16", "float32", "float64", "uint64", "bool"])
+@pytest.mark.parametrize("op", [op for op in OPS if AFFINE[op.name]], ids=name_of)
+def test_parameters_of_any_real_dtype_and_stride(op, kind, rng):
+    geometry, dtype = TYPICAL[op.family][1], "float32"
     arguments = arguments_of(op, geometry, dtype, rng)
     given, kinds = {}, {"weight": kind, "bias": "float16" if kind == "float32" else kind}
     for name in ("weight", "bias"):

@@ -202,7 +202,7 @@ def _affine(x, residual, start, count, column, line, floor, y, at):
 
 
 def _writing(smooth):
-    @scalar
+    @(scalar if smooth else inlined)
     def write(x, residual, start, outer, stride, inner, line, activation, z, y, buffer, ahead):
         number = z.dtype.type
         floor = number(0 if activation == RELU else -math.inf)
@@ -226,12 +226,13 @@ def _writing(smooth):
 _write, _write_smooth = _writing(False), _writing(True)
 
 
-@scalar
+@inlined
 def write_span(x, residual, start, outer, stride, inner, line, activation, z, y, buffer, ahead):
     """y = activation((x - pivot) * scale + shift + residual) over a span; see `_affine`
 
     Blocks pass through `z` for an activation that is more than a floor, and `buffer` unless that is empty. Here, and
-    below, one loop without the activation and one with it: a call in it, taken or not, doubled the time of short spans.
+    below, one loop without the activation, inlined, and one with it, called: a call in a loop, taken or not, made the
+    time of short spans twice as long.
     """
     if activation > RELU:
         _write_smooth(x, residual, start, outer, stride, inner, line, activation, z, y, buffer, ahead)
@@ -274,7 +275,7 @@ def _plain_sums(dy, at, x, start, count, mean, rstd, zero):
 
 
 def _summing(active):
-    @scalar
+    @(scalar if active else inlined)
     def sums(dy, x, residual, start, outer, stride, inner, mean, rstd, line, activation, dz):
         sum_dy, sum_dyt, sum_t, rest, rest2 = 0.0, 0.0, 0.0, 0.0, 0.0
         zero = dz.dtype.type(0)
@@ -298,7 +299,7 @@ def _summing(active):
 _sums, _active_sums = _summing(False), _summing(True)
 
 
-@scalar
+@inlined
 def channel_sums(dy, x, residual, start, outer, stride, inner, mean, rstd, line, activation, dz):
     """sum(dz), sum(dz * t), sum(t) over a span, in float64, with dz = dy * activation' and t = (x - mean) * rstd"""
     if activation:
@@ -364,7 +365,7 @@ def _gradient(dy, at_dy, x, start, count, column, curve, terms, dx, at):
 
 
 def _writing_gradients(active):
-    @scalar
+    @(scalar if active else inlined)
     def write(
         dy, x, residual, start, outer, stride, inner, line, curve, terms, activation, dz, dx, dresidual, buffer, ahead
     ):
@@ -389,7 +390,7 @@ def _writing_gradients(active):
 _write_gradient, _write_active_gradient = _writing_gradients(False), _writing_gradients(True)
 
 
-@scalar
+@inlined
 def write_gradients(
     dy, x, residual, start, outer, stride, inner, line, curve, terms, activation, dz, dx, dresidual, buffer, ahead
 ):
