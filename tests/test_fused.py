@@ -19,7 +19,7 @@ HALVES = ("float16", "bfloat16")
 SMOOTH = [a for a in ACTIVATIONS if a not in (None, "relu")]
 BATCH = [BY_NAME[f"batch_norm_{way}"] for way in ("forward", "backward", "inference", "inference_backward")]
 GROUP = [BY_NAME[f"group_norm_{way}"] for way in ("forward", "backward")]
-GEOMETRIES = [Geometry((3, 8, 7, 9), 1), Geometry((3, 7, 9, 8), -1), Geometry((2, 8, 65, 67), 1), Geometry((67, 40), 1)]
+GEOMETRIES = [Geometry((3, 8, 7, 9), 1), Geometry((3, 7, 9, 8), -1), Geometry((2, 4, 65, 67), 1), Geometry((67, 40), 1)]
 ADD = [BY_NAME[f"add_{norm}_norm_{way}"] for norm, way in itertools.product(("layer", "rms"), ("forward", "backward"))]
 
 
