@@ -9,6 +9,8 @@ import numpy as np
 
 from .kernels import cpu
 
+_HOST = frozenset((np.ndarray, type(None)))
+
 _NO_CUDA = "this version of normnumba has no CUDA kernels; copy the arrays to the host"
 
 
@@ -33,10 +35,9 @@ def home(*arrays: Any) -> ModuleType:
     RuntimeError
         If they are on a device whose backend cannot be used.
     """
-    for array in arrays:
-        if type(array) is not np.ndarray and array is not None:
-            return _uncommon_home(arrays)
-    return cpu
+    if _HOST.issuperset(map(type, arrays)):
+        return cpu
+    return _uncommon_home(arrays)
 
 
 def _uncommon_home(arrays: tuple[Any, ...]) -> ModuleType:

@@ -40,6 +40,8 @@ STORAGE: dict[np.dtype[Any], np.dtype[Any]] = {
 """How kernels see arrays of each dtype: numba has no half types for CPUs."""
 
 
+_NO_X = "x must be an ndarray, got None"
+
 STRIP_FROM = 16
 """Elements behind the normalized axes from which a strip fills vectors; below, rows are copied together."""
 
@@ -61,6 +63,8 @@ class View:
 
     def enter(self, array: Array) -> Array:
         """`array` in the kernels' geometry; copied unless it lies in memory in that order."""
+        if self.packed and array.dtype is self.storage and type(array) is np.ndarray and array.flags.carray:
+            return array
         if type(array) is not np.ndarray:
             array = array.view(np.ndarray)
         if not self.ordered:
@@ -72,6 +76,8 @@ class View:
 
     def result(self, out: Array) -> Array:
         """Where a kernel writes so that `leave` can put it into `out`: that array itself if its layout allows."""
+        if self.packed and out.dtype is self.storage and type(out) is np.ndarray and out.flags.carray:
+            return out
         array = out if self.ordered else out.transpose(self.order)
         flags = array.flags
         if flags.c_contiguous and flags.aligned and type(array) is np.ndarray:
@@ -192,15 +198,18 @@ def as_rows(x: Array, axis: int | Sequence[int], strips: bool = True) -> Rows:
     Nothing is copied where these axes are the innermost in memory, or with `strips` where they are neighbours and
     STRIP_FROM elements or more lie behind them. Otherwise entering the view costs a copy of x, and leaving it another.
     """
-    _require(x)
+    if x is None:
+        raise TypeError(_NO_X)
     axes = axis if isinstance(axis, int) else _int_tuple("axis", axis)
-    return _as_rows(x.shape, x.strides, supported(x.dtype), axes, strips)
+    return _as_rows(x.shape, x.strides, x.dtype, axes, strips)
 
 
 def as_channels(x: Array, channel_axis: int) -> Channels:
     """View x as channels. Nothing is copied where x is contiguous in some order of its axes."""
-    _require(x)
-    return _as_channels(x.shape, x.strides, supported(x.dtype), integer("channel_axis", channel_axis))
+    if x is None:
+        raise TypeError(_NO_X)
+    axis = channel_axis if type(channel_axis) is int else integer("channel_axis", channel_axis)
+    return _as_channels(x.shape, x.strides, x.dtype, axis)
 
 
 def as_groups(x: Array, channel_axis: int, num_groups: int | None) -> Groups:
@@ -208,14 +217,16 @@ def as_groups(x: Array, channel_axis: int, num_groups: int | None) -> Groups:
 
     Nothing is copied where the samples are outermost in memory and the channels follow them or are innermost.
     """
-    _require(x)
-    groups = None if num_groups is None else integer("num_groups", num_groups)
-    return _as_groups(x.shape, x.strides, supported(x.dtype), integer("channel_axis", channel_axis), groups)
+    if x is None:
+        raise TypeError(_NO_X)
+    axis = channel_axis if type(channel_axis) is int else integer("channel_axis", channel_axis)
+    groups = num_groups if num_groups is None or type(num_groups) is int else integer("num_groups", num_groups)
+    return _as_groups(x.shape, x.strides, x.dtype, axis, groups)
 
 
 @functools.lru_cache(4096)
 def _as_rows(shape: Shape, strides: Shape, dtype: np.dtype[Any], axis: int | Shape, strips: bool) -> Rows:
-    rank = len(shape)
+    dtype, rank = supported(dtype), len(shape)
     axes = sorted(axis_of("axis", a, shape) for a in ((axis,) if isinstance(axis, int) else axis))
     if not axes or len(set(axes)) != len(axes):
         raise ValueError(f"axis must name at least one axis and none twice, got {axis} for an array of shape {shape}")
@@ -251,7 +262,7 @@ def _as_rows(shape: Shape, strides: Shape, dtype: np.dtype[Any], axis: int | Sha
 
 @functools.lru_cache(4096)
 def _as_channels(shape: Shape, strides: Shape, dtype: np.dtype[Any], channel_axis: int) -> Channels:
-    channel = axis_of("channel_axis", channel_axis, shape)
+    dtype, channel = supported(dtype), axis_of("channel_axis", channel_axis, shape)
     order = _memory_order(shape, strides)
     place = order.index(channel)
     outer = math.prod(shape[a] for a in order[:place])
@@ -276,6 +287,7 @@ def _as_channels(shape: Shape, strides: Shape, dtype: np.dtype[Any], channel_axi
 
 @functools.lru_cache(4096)
 def _as_groups(shape: Shape, strides: Shape, dtype: np.dtype[Any], channel_axis: int, num_groups: int | None) -> Groups:
+    dtype = supported(dtype)
     if len(shape) < 2:
         raise ValueError(f"x must have samples on axis 0 and channels on another axis, got shape {shape}")
     channel = axis_of("channel_axis", channel_axis, shape)
@@ -326,11 +338,6 @@ def _unmerge(values: Array, shape: Shape, order: Shape) -> Array:
     """Undo a transpose by `order` and a merging of all axes."""
     ordered = values.reshape([shape[a] for a in order])
     return np.ascontiguousarray(ordered.transpose(np.argsort(order))).reshape(shape)
-
-
-def _require(x: Any) -> None:
-    if x is None:
-        raise TypeError("x must be an ndarray, got None")
 
 
 def supported(dtype: np.dtype[Any], name: str = "x") -> np.dtype[Any]:

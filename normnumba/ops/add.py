@@ -11,7 +11,7 @@ from numpy.typing import DTypeLike
 from ..dispatch import home
 from ..views import Array, Rows, as_rows, retyped, supported
 from .checks import EMPTY, as_gradient, check_like, constant, finite, output, parameter, rsqrt, unpacked
-from .rows import Axis, offset_weight, rounds_first
+from .rows import Axis, offset_weight, parameter_sums, rounds_first
 
 
 def add_layer_norm_forward(
@@ -137,8 +137,8 @@ def add_layer_norm_backward(
         kernels, view, dy, dsummed, summed, means, rstd, scale, True, False, dtype, wanted, out, others
     )
     dx, dresidual, sums = gradients
-    dweight = view.parameter(as_gradient(sums[1], weight)) if want_dweight else None
-    return dx, dresidual, dweight, view.parameter(as_gradient(sums[0], bias)) if want_dbias else None
+    dweight = view.parameter(as_gradient(sums[0], weight)) if want_dweight else None
+    return dx, dresidual, dweight, view.parameter(as_gradient(sums[1], bias)) if want_dbias else None
 
 
 def add_rms_norm_forward(
@@ -181,7 +181,7 @@ def add_rms_norm_forward(
     view, wide = _views(x, residual, axis)
     rounding = rounds_first(casting, x.dtype)
     scale = view.vector(offset_weight(weight, wide, weight_offset))
-    zeros = constant(scale.size, wide.number, 0)
+    zeros = constant(scale.shape, wide.number, 0)
     y = output(out, x, (x,), (residual, weight))
     y, summed, _, rstd = _forward(
         kernels, view, wide, x, residual, scale, zeros, finite("eps", eps), False, rounding, y
@@ -236,13 +236,12 @@ def add_rms_norm_backward(
     dtype = _dtype_of_x(x_dtype, summed)
     rounding = rounds_first(casting, dtype)
     scale = view.vector(offset_weight(weight, view, weight_offset))
-    zeros = np.zeros(view.rows, view.number)
     wanted, others = (want_dx, want_dresidual, want_dweight), (dsummed, rstd, weight)
     gradients = _backward(
-        kernels, view, dy, dsummed, summed, zeros, rstd, scale, False, rounding, dtype, wanted, out, others
+        kernels, view, dy, dsummed, summed, EMPTY[view.number, 1], rstd, scale, False, rounding, dtype, wanted, out, others
     )
     dx, dresidual, sums = gradients
-    return dx, dresidual, view.parameter(as_gradient(sums[1], weight)) if want_dweight else None
+    return dx, dresidual, view.parameter(as_gradient(sums[0], weight)) if want_dweight else None
 
 
 def _views(x: Array, residual: Array, axis: Axis) -> tuple[Rows, Rows]:
@@ -284,7 +283,8 @@ def _forward(
 ) -> tuple[Array, Array, Array, Array]:
     """Fill y; return it, the sum, and mean and rstd of its rows."""
     summed = np.empty_like(x, dtype=_wider(x.dtype, residual.dtype), subok=False)
-    mean, rstd = np.zeros(view.rows, wide.number), np.empty(view.rows, wide.number)
+    number = wide.number
+    mean, rstd = np.empty(view.rows, number) if center else EMPTY[number, 1], np.empty(view.rows, number)
     if x.size:
         targets = wide.result(summed), view.result(y)
         other = retyped(view, residual.dtype, "residual").enter(residual)
@@ -292,8 +292,8 @@ def _forward(
         wide.leave(targets[0], summed)
         view.leave(targets[1], y)
     else:
-        rstd[:] = rsqrt(eps)
-    return y, summed, view.statistics(mean), view.statistics(rstd)
+        mean[:], rstd[:] = 0, rsqrt(eps)
+    return y, summed, view.statistics(mean) if center else mean, view.statistics(rstd)
 
 
 def _backward(
@@ -311,8 +311,8 @@ def _backward(
     wanted: tuple[bool, bool, bool],
     out: Array | None,
     others: tuple[Array | None, ...],
-) -> tuple[Array | None, Array | None, Array]:
-    """dx, dresidual, and the sums for dbias and dweight, (2, C) or (2, 0)."""
+) -> tuple[Array | None, Array | None, tuple[Array, Array]]:
+    """dx, dresidual, and the sums for dweight and dbias, (C,) or empty."""
     narrow, one = retyped(view, dtype, "x_dtype"), dtype == summed.dtype
     check_like("dy", dy, summed, "summed", dtype)
     if dsummed is not None:
@@ -322,7 +322,7 @@ def _backward(
     allowed = (dy, summed) if one else (dy,)
     dx = output(out, summed, allowed, (*others, summed), dtype) if want_dx else None
     dresidual = (dx if one and want_dx else np.empty_like(summed, subok=False)) if want_dresidual else None
-    sums = np.zeros((2, view.cols if want_sums else 0), view.number)
+    dweight, dbias = parameter_sums(view, want_sums)
     if summed.size:
         none, narrow_none = EMPTY[view.storage, 2], EMPTY[narrow.storage, 2]
         targets = (
@@ -330,9 +330,12 @@ def _backward(
             none if dresidual is None or dresidual is dx else view.result(dresidual),
         )
         inputs = narrow.enter(dy), none if dsummed is None else view.enter(dsummed), view.enter(summed)
-        kernels.add_rows_backward(*inputs, mean, rstds, weight, center, rounding, *targets, sums)
+        kernels.add_rows_backward(*inputs, mean, rstds, weight, center, rounding, *targets, dweight, dbias)
         if dx is not None:
             narrow.leave(targets[0], dx)
         if dresidual is not None and dresidual is not dx:
             view.leave(targets[1], dresidual)
-    return dx, dresidual, sums
+    else:
+        dweight[:] = 0
+        dbias[:] = 0
+    return dx, dresidual, (dweight, dbias)

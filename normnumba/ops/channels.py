@@ -48,7 +48,7 @@ def masked_moments(kernels: Any, view: Channels, x: Array, counted: Array) -> tu
     if x.size and counted.any():
         picked = view.pick(view.enter(x), counted)
         kernel = kernels.columns_forward if view.columns else kernels.channels_forward
-        one, none = constant(view.channels, view.number, 1), EMPTY[view.storage, 3]
+        one, none = constant((view.channels,), view.number, 1), EMPTY[view.storage, 3]
         kernel(picked, none, one, one, 0.0, True, NONE, none, stats.reshape(3, *view.vector_shape))
     return stats[0], stats[1]
 

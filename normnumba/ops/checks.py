@@ -22,29 +22,28 @@ def parameter(
     name: str, value: Array | None, shape: tuple[int, ...], number: np.dtype[Any], default: int | None = None
 ) -> Array:
     """A weight, bias or statistic as kernels take it: contiguous and in the type that x is computed in."""
-    if value is None and default is not None:
-        return constant(shape[0] if len(shape) == 1 else shape, number, default)
-    if not isinstance(value, np.ndarray):
+    if type(value) is np.ndarray and value.shape == shape:
+        if value.dtype is number and value.flags.carray:
+            return value
+    elif value is None and default is not None:
+        return constant(shape, number, default)
+    elif not isinstance(value, np.ndarray):
         raise TypeError(f"{name} must be an ndarray of shape {shape}, got {value!r}")
-    if value.shape != shape:
+    elif value.shape != shape:
         raise ValueError(f"{name} must have shape {shape} to go with x, got {value.shape}")
-    if value.dtype == number and value.flags.carray:
-        return value
     if value.dtype.kind not in "fiub" and value.dtype.name != "bfloat16":
         raise TypeError(f"{name} must be of a real dtype, got {value.dtype}")
     return value.astype(number, "C", subok=False)  # a third of the time of np.require
 
 
 @functools.lru_cache(64)
-def constant(shape: int | tuple[int, ...], number: np.dtype[Any], value: int) -> Array:
+def constant(shape: tuple[int, ...], number: np.dtype[Any], value: int) -> Array:
     """The parameter that None stands for."""
-    array = np.full(shape, value, number)
-    array.flags.writeable = False
-    return array
+    return np.full(shape, value, number)  # writable, or numba would take 0.1 us longer to recognize its type
 
 
-EMPTY = {(kind, rank): np.empty((0,) * rank, kind) for kind in set(STORAGE.values()) for rank in (2, 3, 4)}
-"""Stands for an x-sized output that is not wanted."""
+EMPTY = {(kind, rank): np.empty((0,) * rank, kind) for kind in set(STORAGE.values()) for rank in (1, 2, 3, 4)}
+"""Stands for an output that is not wanted."""
 
 
 def output(
@@ -84,6 +83,8 @@ def _same_memory(a: Array, b: Array) -> bool:
 
 def check_like(name: str, array: Array, x: Array, other: str = "x", dtype: np.dtype[Any] | None = None) -> None:
     """Refuse an array that is not of the shape of x, which the caller knows as `other`, and of its dtype or another."""
+    if dtype is None and array is not None and array.dtype is x.dtype and array.shape == x.shape:
+        return
     wanted = x.dtype if dtype is None else dtype
     if array is None:
         raise TypeError(f"{name} must be an ndarray like {other}, got None")
@@ -105,7 +106,11 @@ def activation_code(name: str | None) -> int:
 
 def as_gradient(total: Array, like: Array | None, number: np.dtype[Any] | None = None) -> Array:
     """A parameter's gradient in the parameter's dtype; in `number` where there is none, or it is no float type."""
-    if like is not None and (like.dtype.kind == "f" or like.dtype.name == "bfloat16"):
+    if like is None:
+        return total if number is None else total.astype(number, copy=False)
+    if like.dtype is total.dtype:
+        return total
+    if like.dtype.kind == "f" or like.dtype.name == "bfloat16":
         if like.dtype.itemsize > 2:
             return total.astype(like.dtype, copy=False)
         with np.errstate(over="ignore"):  # Inf in a half is the answer; elsewhere this would cost more than all else
@@ -115,6 +120,8 @@ def as_gradient(total: Array, like: Array | None, number: np.dtype[Any] | None =
 
 def unpacked(output_mask: Sequence[bool], length: int) -> Sequence[bool]:
     """`output_mask`, if it has an entry for each output."""
+    if type(output_mask) is tuple and len(output_mask) == length:
+        return output_mask
     known = isinstance(output_mask, tuple | list | np.ndarray)
     if not known or len(output_mask) != length:
         raise ValueError(f"output_mask must have {length} entries, one for each output, got {output_mask}")
@@ -123,6 +130,8 @@ def unpacked(output_mask: Sequence[bool], length: int) -> Sequence[bool]:
 
 def finite(name: str, value: float) -> float:
     """`value` as a float, if it is a finite number."""
+    if type(value) is float and -math.inf < value < math.inf:
+        return value
     try:
         number = float(value) if not isinstance(value, str | bytes) else None
     except OverflowError:

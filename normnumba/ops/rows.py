@@ -127,10 +127,10 @@ def layer_norm_backward(
     scale = view.vector(parameter("weight", weight, view.normalized, view.number, 1))
     parameter("bias", bias, view.normalized, view.number, 0)
     dx = output(out, x, (x, dy), (mean, rstd, weight, bias)) if want_dx else None
-    sums = np.zeros((2, view.cols if want_dweight or want_dbias else 0), view.number)
-    _differentiate(kernels, view, dy, x, means, rstds, scale, True, False, dx, sums)
-    dweight = view.parameter(as_gradient(sums[1], weight)) if want_dweight else None
-    dbias = view.parameter(as_gradient(sums[0], bias)) if want_dbias else None
+    sums = parameter_sums(view, want_dweight or want_dbias)
+    _differentiate(kernels, view, dy, x, means, rstds, scale, True, False, dx, *sums)
+    dweight = view.parameter(as_gradient(sums[0], weight)) if want_dweight else None
+    dbias = view.parameter(as_gradient(sums[1], bias)) if want_dbias else None
     return dx, dweight, dbias
 
 
@@ -202,7 +202,7 @@ def rms_norm_forward(
     view = as_rows(x, axis)
     rounding = rounds_first(casting, x.dtype)
     scale = view.vector(offset_weight(weight, view, weight_offset))
-    zeros = constant(scale.size, view.number, 0)
+    zeros = constant(scale.shape, view.number, 0)
     eps = finite("eps", eps)
     y = output(out, x, (x,), (weight,))
     return y, _normalize(kernels, view, x, scale, zeros, eps, False, rounding, y)[1]
@@ -263,10 +263,9 @@ def rms_norm_backward(
     rstds = view.row_values(parameter("rstd", rstd, view.kept, view.number))
     scale = view.vector(offset_weight(weight, view, weight_offset))
     dx = output(out, x, (x, dy), (rstd, weight)) if want_dx else None
-    sums = np.zeros((2, view.cols if want_dweight else 0), view.number)
-    zeros = np.zeros(view.rows, view.number)
-    _differentiate(kernels, view, dy, x, zeros, rstds, scale, False, rounding, dx, sums)
-    return dx, view.parameter(as_gradient(sums[1], weight)) if want_dweight else None
+    sums = parameter_sums(view, want_dweight)
+    _differentiate(kernels, view, dy, x, EMPTY[view.number, 1], rstds, scale, False, rounding, dx, *sums)
+    return dx, view.parameter(as_gradient(sums[0], weight)) if want_dweight else None
 
 
 def rms_norm(
@@ -294,16 +293,18 @@ def _normalize(
     rounding: bool,
     y: Array,
 ) -> tuple[Array, Array]:
-    """Fill y; return mean and rstd in the shape of the other axes."""
-    mean, rstd = np.zeros(view.rows, view.number), np.empty(view.rows, view.number)
+    """Fill y; return mean and rstd in the shape of the other axes, without `center` only rstd."""
+    number = view.number
+    mean, rstd = np.empty(view.rows, number) if center else EMPTY[number, 1], np.empty(view.rows, number)
     if x.size:
         target = view.result(y)
         kernel = kernels.strips_forward if view.strips else kernels.rows_forward
         kernel(view.enter(x), weight, bias, eps, center, rounding, target, mean, rstd)
-        view.leave(target, y)
+        if target is not y:
+            view.leave(target, y)
     else:
-        rstd[:] = rsqrt(eps)
-    return view.statistics(mean), view.statistics(rstd)
+        mean[:], rstd[:] = 0, rsqrt(eps)
+    return view.statistics(mean) if center else mean, view.statistics(rstd)
 
 
 def _differentiate(
@@ -317,15 +318,26 @@ def _differentiate(
     center: bool,
     rounding: bool,
     dx: Array | None,
-    sums: Array,
+    dweight: Array,
+    dbias: Array,
 ) -> None:
-    """Fill dx unless it is None, and dbias and dweight in `sums` unless that is empty."""
+    """Fill dx unless it is None, and dweight and dbias unless they are empty."""
     if x.size:
         target = EMPTY[view.storage, len(view.geometry)] if dx is None else view.result(dx)
         kernel = kernels.strips_backward if view.strips else kernels.rows_backward
-        kernel(view.enter(dy), view.enter(x), mean, rstd, weight, center, rounding, target, sums)
-        if dx is not None:
+        kernel(view.enter(dy), view.enter(x), mean, rstd, weight, center, rounding, target, dweight, dbias)
+        if dx is not None and target is not dx:
             view.leave(target, dx)
+    else:
+        dweight[:] = 0
+        dbias[:] = 0
+
+
+def parameter_sums(view: Rows, wanted: bool) -> tuple[Array, Array]:
+    """Where a kernel writes dweight and dbias: it fills both, or neither."""
+    if not wanted:
+        return EMPTY[view.number, 1], EMPTY[view.number, 1]
+    return np.empty(view.cols, view.number), np.empty(view.cols, view.number)
 
 
 def offset_weight(weight: Array | None, view: Rows, weight_offset: float) -> Array:

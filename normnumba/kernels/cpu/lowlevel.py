@@ -76,6 +76,20 @@ def _pointer(context, builder, array_type, array, index):
 _HALF, _FLOAT, _I16, _I32 = ir.HalfType(), ir.FloatType(), ir.IntType(16), ir.IntType(32)
 
 
+@intrinsic
+def muladd(typingctx, a, b, c):
+    """a * b + c in one rounding where the CPU has such an instruction, in two elsewhere.
+
+    Of two products in a sum LLVM may fuse either; this says which, so that loops that must agree to the bit do.
+    """
+
+    def codegen(context, builder, sig, args):
+        kind = ir.FunctionType(args[0].type, [args[0].type] * 3)
+        return builder.call(builder.module.declare_intrinsic("llvm.fmuladd", [args[0].type], kind), args)
+
+    return a(a, a, a), codegen
+
+
 def _widen(builder, element, value):
     """An element in the accumulator's type."""
     if element == types.uint16:

@@ -15,9 +15,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from .. import CONSTANT, RELU
 from .activations import activate, differentiate
 from .lowlevel import (
+    accumulate,
     barrier,
     elementwise,
     frozen,
@@ -97,19 +100,41 @@ def _peak(x, start, outer, stride, inner):
     return peak, total, finite
 
 
-@scalar
+@inlined
 def moments(x, start, outer, stride, inner, eps, center, zero):
     """pivot, shift, var, rstd: the mean is pivot + shift, var is biased, rstd = 1 / sqrt(var + eps).
 
     All but the pivot are float64. The pivot is near the mean, so that (x - pivot) - shift keeps the digits that a
     rounded mean would lose. Without `center` the mean is pinned to 0, and var is the mean square.
+
+    A single block whose sums are good at once, which is nearly every row, has no loop and no call: a row of 128 then
+    took 38 ns to normalize instead of 76, one of 768 134 instead of 178.
     """
+    if outer == 1 and inner <= BLOCK:
+        pivot = _pivot(x, start, inner, zero) if center else zero
+        first, second = _sums_about(x, start, inner, type(zero)(1), pivot, zero)
+        share = 1.0 / inner
+        shift = first * share if center else 0.0
+        var = second * share - shift * shift
+        if shift * shift <= 4 * var < math.inf:
+            return pivot, shift, var, 1.0 / math.sqrt(var + eps)
+    return _moments(x, start, outer, stride, inner, eps, center, zero)
+
+
+@inlined
+def _pivot(x, start, inner, zero):
+    """The mean of the head"""
+    head, first = min(inner, HEAD), load(x, start)
+    return first + _sum_about(x, start, head, first, zero) / type(zero)(head)
+
+
+@scalar
+def _moments(x, start, outer, stride, inner, eps, center, zero):
+    """`moments` of spans of any length and any values"""
     number = type(zero)
     pivot, scale, total = zero, 1.0, outer * inner
     if center:
-        head = min(inner, HEAD)
-        pivot = load(x, start)
-        pivot += _sum_about(x, start, head, pivot, zero) / number(head)
+        pivot = _pivot(x, start, inner, zero)
     shift, var = 0.0, 0.0
     for _ in range(4):
         shift, var = _moments_about(x, start, outer, stride, inner, number(scale), pivot, zero)
@@ -126,16 +151,16 @@ def moments(x, start, outer, stride, inner, eps, center, zero):
         else:
             break
     var = max(var, 0.0)  # squares below the smallest number are lost
-    if scale == 1.0:  # without the five divisions below, a fifth of a row of 768
+    if scale == 1.0:  # without the five divisions below
         return pivot, shift, var, 1.0 / math.sqrt(var + eps)
     return number(pivot / scale), shift / scale, var / scale / scale, scale / math.sqrt(var + eps * scale * scale)
 
 
 @elementwise
-def add(x, other, start, count, total, at):
+def add(x, start, other, first, count, total, at):
     """total = x + other"""
     for i in range(count):
-        store(total, at + i, load(x, start + i) + load(other, at + i))
+        store(total, at + i, load(x, start + i) + load(other, first + i))
 
 
 def _normalizing(rounding):
@@ -256,9 +281,10 @@ def gradient_terms(sum_g, sum_gt, sum_t, rstd, count):
 
     From sums of g = dy * weight, g * t and t over `count` elements.
     """
-    centre = sum_t / count  # what rounding the mean left in xhat
-    slope = -rstd * (sum_gt - centre * sum_g) / count
-    return slope, -rstd * sum_g / count - slope * centre, centre
+    share = 1.0 / count
+    centre = sum_t * share  # what rounding the mean left in xhat
+    slope = -rstd * (sum_gt - centre * sum_g) * share
+    return slope, -rstd * sum_g * share - slope * centre, centre
 
 
 @inlined_elementwise
@@ -409,3 +435,34 @@ def flush(partial, totals):
         for j in range(partial.shape[1]):
             totals[k, j] += partial[k, j]
             partial[k, j] = 0
+
+
+@scalar
+def start_sums(blocks, rows, dweight, dbias):
+    """float64 sums (blocks, 2, C), set to 0; or none where so few rows are one block that dweight and dbias hold them.
+
+    Those are then 0.
+    """
+    few = blocks == 1 and rows <= GROUP
+    if few:
+        dweight[:] = 0
+        dbias[:] = 0
+    return np.zeros((blocks, 2, 0 if few else dweight.size))
+
+
+@elementwise
+def _add_line(totals, source, first, count):
+    """totals[first : first + count] += source"""
+    for j in range(first, first + count):
+        accumulate(totals, j, load(source, j), 1)
+
+
+@scalar
+def merge_sums(partial, first, dweight, dbias):
+    """dbias and dweight = the sums over all blocks, of BLOCK columns from `first` on"""
+    count = min(BLOCK, dweight.size - first)
+    for b in range(1, partial.shape[0]):
+        for k in range(2):
+            _add_line(partial[0, k], partial[b, k], first, count)
+    for j in range(first, first + count):
+        dbias[j], dweight[j] = partial[0, 0, j], partial[0, 1, j]

@@ -27,7 +27,7 @@ from .lowlevel import (
     scalar,
     store,
 )
-from .spans import GROUP, copy, flush, gradient_terms, normalize
+from .spans import BLOCK, GROUP, copy, flush, gradient_terms, merge_sums, normalize
 
 
 def strips_forward(
@@ -38,14 +38,10 @@ def strips_forward(
 
 
 def strips_backward(
-    dy: Any, x: Any, mean: Any, rstd: Any, weight: Any, center: bool, rounding: bool, dx: Any, sums: Any
+    dy: Any, x: Any, mean: Any, rstd: Any, weight: Any, center: bool, rounding: bool, dx: Any, dweight: Any, dbias: Any
 ) -> None:
-    """Write dx unless it is empty, and unless `sums` (2, C) is empty dbias and dweight into it."""
-    strips = x.shape[0] * -(-x.shape[2] // _width(x))
-    partial = np.zeros((max(1, min(strips, 64, (1 << 17) // x.shape[1])), 2, x.shape[1]))
-    run(_backward, x, (dy, x, mean, rstd, weight, center, rounding, _width(x), dx, partial))
-    if sums.size:
-        np.sum(partial, axis=0, out=sums)
+    """Write dx, dweight and dbias, each unless it is empty."""
+    run(_backward, x, (dy, x, mean, rstd, weight, center, rounding, _width(x), dx, dweight, dbias))
 
 
 def _width(x: np.ndarray) -> int:
@@ -124,7 +120,9 @@ def _forward(x, weight, bias, eps, center, rounding, width, y, mean, rstd):
             pivot, shift, _, r = column_moments(
                 xs, base + j, rows, inner, vectors[0, j], totals[0, j], totals[1, j], eps, center
             )
-            mean[o * inner + first + j], rstd[o * inner + first + j] = pivot + shift, r
+            if center:
+                mean[o * inner + first + j] = pivot + shift
+            rstd[o * inner + first + j] = r
             vectors[0, j], vectors[1, j], vectors[2, j] = pivot, r, -shift * r
         v = frozen(vectors)
         for c in range(rows):
@@ -138,32 +136,34 @@ def _forward(x, weight, bias, eps, center, rounding, width, y, mean, rstd):
 @variants(
     lambda T, A: types.void(
         *(array_in(T, 3), array_in(T, 3), array_in(A, 1), array_in(A, 1), array_in(A, 1), types.boolean, types.boolean),
-        *(types.intp, array_out(T, 3), array_out(types.float64, 3)),
+        *(types.intp, array_out(T, 3), array_out(A, 1), array_out(A, 1)),
     )
 )
-def _backward(dy, x, mean, rstd, weight, center, rounding, width, dx, partial):
+def _backward(dy, x, mean, rstd, weight, center, rounding, width, dx, dweight, dbias):
     outer, rows, inner = x.shape
-    dys, xs, dxs, strips, blocks = flat(dy), flat(x), flat(dx), (inner + width - 1) // width, partial.shape[0]
+    dys, xs, dxs, strips = flat(dy), flat(x), flat(dx), (inner + width - 1) // width
     staged, tasks = must_stage(dx, width, dy, x), outer * strips
+    blocks = max(1, min(tasks, 64, (1 << 17) // rows))
+    partial = np.zeros((blocks, 2, rows))
     for block in prange(blocks):
         buffer = np.empty(width if staged or not dx.size else 0, dx.dtype)
         for task in range(block * tasks // blocks, (block + 1) * tasks // blocks):
             o, first = task // strips, task % strips * width
             n, base, column = min(width, inner - first), o * rows * inner + first, o * inner + first
-            vectors = np.empty((5, n), weight.dtype)
-            vectors[0], vectors[1] = mean[column : column + n], rstd[column : column + n]
+            vectors = np.zeros((5, n), weight.dtype)
+            if center:
+                vectors[0] = mean[column : column + n]
+            vectors[1] = rstd[column : column + n]
             _set_terms(dys, xs, base, inner, weight, center, vectors)
             v, zero = frozen(vectors), weight.dtype.type(0)
             for c in range(rows):
                 i = base + c * inner
                 target, at = (buffer, 0) if buffer.size else (dxs, i)
-                if rounding:
-                    dbias, dweight = _gradients_rounding(
-                        dys, xs, i, v[0], v[1], v[2], v[3], v[4], weight[c], target, at, zero
-                    )
-                else:
-                    dbias, dweight = _gradients(dys, xs, i, v[0], v[1], v[2], v[3], v[4], weight[c], target, at, zero)
-                partial[block, 0, c] += dbias
-                partial[block, 1, c] += dweight
+                args = dys, xs, i, v[0], v[1], v[2], v[3], v[4], weight[c], target, at, zero
+                db, dw = _gradients_rounding(*args) if rounding else _gradients(*args)
+                partial[block, 0, c] += db
+                partial[block, 1, c] += dw
                 if staged:
                     copy(buffer, n, dxs, i)
+    for part in prange((dweight.size + BLOCK - 1) // BLOCK):
+        merge_sums(partial, part * BLOCK, dweight, dbias)
