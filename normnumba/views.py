@@ -139,11 +139,6 @@ class Channels(View):
     """Values in a channel."""
     columns: bool
 
-    @property
-    def vector_shape(self) -> Shape:
-        """The shape of a statistic for the kernels."""
-        return (1, self.channels) if self.columns else (self.channels,)
-
     def positions(self, mask: Array) -> Array:
         """A mask over all axes but the channels', checked, as one of the values of a channel in memory order."""
         kept = tuple(n for a, n in enumerate(self.shape) if a != self.channel_axis)

@@ -238,7 +238,20 @@ def add_rms_norm_backward(
     scale = view.vector(offset_weight(weight, view, weight_offset))
     wanted, others = (want_dx, want_dresidual, want_dweight), (dsummed, rstd, weight)
     gradients = _backward(
-        kernels, view, dy, dsummed, summed, EMPTY[view.number, 1], rstd, scale, False, rounding, dtype, wanted, out, others
+        kernels,
+        view,
+        dy,
+        dsummed,
+        summed,
+        EMPTY[view.number, 1],
+        rstd,
+        scale,
+        False,
+        rounding,
+        dtype,
+        wanted,
+        out,
+        others,
     )
     dx, dresidual, sums = gradients
     return dx, dresidual, view.parameter(as_gradient(sums[0], weight)) if want_dweight else None

@@ -10,8 +10,8 @@ import numpy as np
 from ..dispatch import home
 from ..kernels import BATCH, CONSTANT, GIVEN
 from ..views import Array, Channels, as_channels
-from .channels import Tail, differentiate_channels, masked_moments, normalize_channels, statistics_of, tail_of
-from .checks import FLOAT64, as_gradient, check_like, finite, output, rsqrt, unpacked
+from .channels import Given, Tail, differentiate_channels, masked_moments, normalize_channels, statistics_of, tail_of
+from .checks import EMPTY, FLOAT64, as_gradient, check_like, finite, output, unpacked
 
 
 def batch_norm_forward(
@@ -96,11 +96,13 @@ def batch_norm_forward(
         )
     y = output(out, x, (x,), (weight, bias, running_mean, running_var, mask, residual))
     given = None if counted is None else masked_moments(kernels, view, x, counted)
-    stats = normalize_channels(kernels, view, x, tail, eps, given, y)
-    if count:
+    mean, rstd = np.empty(view.channels, view.number), np.empty(view.channels, view.number)
+    stats = normalize_channels(kernels, view, x, tail, eps, given, y, mean, rstd)
+    if count and running_mean is not None:
         update_running(running_mean, stats[0], momentum)
+    if count and running_var is not None:
         update_running(running_var, stats[1] * (count / max(count - 1, 1)), momentum)
-    return y, stats[0].astype(view.number), stats[2].astype(view.number)
+    return y, mean, rstd
 
 
 def batch_norm_backward(
@@ -161,11 +163,11 @@ def batch_norm_backward(
     """
     kernels = home(dy, x, mean, rstd, weight, bias, mask, residual, out)
     view = as_channels(x, channel_axis)
-    means, rstds = statistics_of(view, mean=mean, rstd=rstd)
+    given = Given(statistics_of(view, mean=mean, rstd=rstd))
     tail = tail_of(view, x, weight, bias, residual, activation)
     counted = None if mask is None else view.positions(mask)
     others = (mean, rstd, weight, bias, mask, residual)
-    return _backward(kernels, view, dy, x, means, rstds, tail, counted, output_mask, out, others, BATCH)
+    return _backward(kernels, view, dy, x, given, tail, counted, output_mask, out, others, BATCH)
 
 
 def batch_norm_inference(
@@ -221,7 +223,8 @@ def batch_norm_inference(
     given = statistics_of(view, mean=mean, var=var)
     eps = finite("eps", eps)
     y = output(out, x, (x,), (mean, var, weight, bias, residual))
-    normalize_channels(kernels, view, x, tail, eps, given, y)
+    none = EMPTY[view.number, 1]
+    normalize_channels(kernels, view, x, tail, eps, given, y, none, none)
     return y
 
 
@@ -274,11 +277,10 @@ def batch_norm_inference_backward(
     """
     kernels = home(dy, x, mean, var, weight, bias, residual, out)
     view = as_channels(x, channel_axis)
-    means, variances = statistics_of(view, mean=mean, var=var)
-    rstds = rsqrt(variances + finite("eps", eps))
+    given = Given(statistics_of(view, mean=mean, var=var), True, finite("eps", eps))
     tail = tail_of(view, x, weight, bias, residual, activation)
     others = (mean, var, weight, bias, residual)
-    return _backward(kernels, view, dy, x, means, rstds, tail, None, output_mask, out, others, CONSTANT)
+    return _backward(kernels, view, dy, x, given, tail, None, output_mask, out, others, CONSTANT)
 
 
 def batch_norm(
@@ -318,8 +320,7 @@ def _backward(
     view: Channels,
     dy: Array,
     x: Array,
-    mean: Array,
-    rstd: Array,
+    given: Given,
     tail: Tail,
     counted: Array | None,
     output_mask: Sequence[bool],
@@ -332,19 +333,19 @@ def _backward(
     check_like("dy", dy, x)
     dx = output(out, x, (x, dy), others) if want_dx else None
     dresidual = np.empty_like(x, subok=False) if want_dresidual and tail.residual is not None else None
-    sums = np.zeros((2, view.channels))
+    sums = np.empty((2, view.channels))
     through = dresidual if tail.activation else None
     if dresidual is not None and not tail.activation:
         np.copyto(dresidual, dy)  # now, for dx may be written over dy
     if counted is None:
-        differentiate_channels(kernels, view, dy, x, mean, rstd, tail, terms, view.count, dx, through, sums)
+        differentiate_channels(kernels, view, dy, x, given, tail, terms, view.count, dx, through, sums)
     else:
         exact, _ = masked_moments(kernels, view, x, counted)  # the given mean is rounded: no gradient must inherit that
-        mean = np.where(np.isfinite(exact), exact, mean)
-        differentiate_channels(kernels, view, dy, x, mean, rstd, tail, CONSTANT, 1, None, None, sums)
+        np.copyto(given.stats[0], exact, where=np.isfinite(exact))
+        differentiate_channels(kernels, view, dy, x, given, tail, CONSTANT, 1, None, None, sums)
         count = max(int(np.count_nonzero(counted)), 1)
         if dx is not None or through is not None:
-            differentiate_channels(kernels, view, dy, x, mean, rstd, tail, GIVEN, count, dx, through, sums, counted)
+            differentiate_channels(kernels, view, dy, x, given, tail, GIVEN, count, dx, through, sums, counted)
     dweight = as_gradient(sums[1], tail.weight, view.number) if want_dweight else None
     dbias = as_gradient(sums[0], tail.bias, view.number) if want_dbias else None
     return dx, dweight, dbias, dresidual
@@ -363,7 +364,6 @@ def _check_running(name: str, array: Array | None, shape: tuple[int, ...], other
         raise ValueError(f"{name} shares memory, with itself or another argument, but is updated in place; pass a copy")
 
 
-def update_running(running: Array | None, statistic: Array, momentum: float) -> None:
+def update_running(running: Array, statistic: Array, momentum: float) -> None:
     """Average in place, in float64, and round once."""
-    if running is not None:
-        running[...] = (1 - momentum) * running.astype(FLOAT64) + momentum * statistic
+    running[...] = (1 - momentum) * running.astype(FLOAT64) + momentum * statistic

@@ -7,8 +7,8 @@ import numpy as np
 from ..dispatch import home
 from ..kernels import CONSTANT, GIVEN
 from ..views import Array, as_channels, integer
-from .channels import differentiate_channels, masked_moments, normalize_channels, statistics_of, tail_of
-from .checks import check_like, output
+from .channels import Given, differentiate_channels, masked_moments, normalize_channels, statistics_of, tail_of
+from .checks import EMPTY, check_like, output
 
 
 def batch_moments(x: Array, *, channel_axis: int = 1, mask: Array | None = None) -> tuple[int, Array, Array]:
@@ -47,8 +47,8 @@ def batch_moments(x: Array, *, channel_axis: int = 1, mask: Array | None = None)
     if mask is not None:
         counted = view.positions(mask)
         return int(np.count_nonzero(counted)), *masked_moments(kernels, view, x, counted)
-    stats = normalize_channels(kernels, view, x, tail_of(view, x), 0.0, None, None)
-    return view.count, stats[0], stats[1]
+    none = EMPTY[view.number, 1]
+    return view.count, *normalize_channels(kernels, view, x, tail_of(view, x), 0.0, None, None, none, none)
 
 
 def batch_norm_backward_sums(
@@ -85,12 +85,12 @@ def batch_norm_backward_sums(
     """
     kernels = home(dy, x, mean, rstd, mask)
     view = as_channels(x, channel_axis)
-    means, rstds = statistics_of(view, mean=mean, rstd=rstd)
+    given = Given(statistics_of(view, mean=mean, rstd=rstd))
     check_like("dy", dy, x)
     if mask is not None:
         view.positions(mask)
-    sums = np.zeros((2, view.channels))
-    differentiate_channels(kernels, view, dy, x, means, rstds, tail_of(view, x), CONSTANT, 1, None, None, sums)
+    sums = np.empty((2, view.channels))
+    differentiate_channels(kernels, view, dy, x, given, tail_of(view, x), CONSTANT, 1, None, None, sums)
     return sums[0], sums[1]
 
 
@@ -146,8 +146,8 @@ def batch_norm_backward_apply(
     """
     kernels = home(dy, x, mean, rstd, weight, sum_dy, sum_dy_xhat, mask, out)
     view = as_channels(x, channel_axis)
-    means, rstds = statistics_of(view, mean=mean, rstd=rstd)
-    sums = np.stack(statistics_of(view, sum_dy=sum_dy, sum_dy_xhat=sum_dy_xhat))
+    given = Given(statistics_of(view, mean=mean, rstd=rstd))
+    sums = statistics_of(view, sum_dy=sum_dy, sum_dy_xhat=sum_dy_xhat)
     check_like("dy", dy, x)
     tail = tail_of(view, x, weight)
     counted = None if mask is None else view.positions(mask)
@@ -156,5 +156,5 @@ def batch_norm_backward_apply(
     if not least <= count < 1 << 63 and x.size:
         raise ValueError(f"count is the values per channel in the whole batch, at least {least}, got {count}")
     dx = output(out, x, (x, dy), (mean, rstd, weight, sum_dy, sum_dy_xhat, mask))
-    differentiate_channels(kernels, view, dy, x, means, rstds, tail, GIVEN, max(count, 1), dx, None, sums, counted)
+    differentiate_channels(kernels, view, dy, x, given, tail, GIVEN, max(count, 1), dx, None, sums, counted)
     return dx

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..kernels import CONSTANT, NONE
 from ..views import Array, Channels
-from .checks import EMPTY, FLOAT64, activation_code, check_like, constant, parameter, rsqrt
+from .checks import EMPTY, activation_code, check_like, constant, parameter, real, rsqrt
 
 
-@dataclass(frozen=True, slots=True)
-class Tail:
+class Tail(NamedTuple):
     """What follows xhat, checked: y = activation(xhat * weight + bias + residual)."""
 
     weight: Array | None
@@ -42,15 +39,16 @@ def tail_of(
     return Tail(weight, bias, residual, kernel_weight, kernel_bias, activation_code(activation))
 
 
-def masked_moments(kernels: Any, view: Channels, x: Array, counted: Array) -> tuple[Array, Array]:
-    """Mean and biased variance of each channel over the counted positions, 0 where nothing counts."""
-    stats = np.zeros((3, view.channels))
+def masked_moments(kernels: Any, view: Channels, x: Array, counted: Array) -> Array:
+    """Mean and biased variance (2, C) of each channel over the counted positions, 0 where nothing counts."""
+    stats = np.zeros((2, view.channels))
     if x.size and counted.any():
         picked = view.pick(view.enter(x), counted)
         kernel = kernels.columns_forward if view.columns else kernels.channels_forward
-        one, none = constant((view.channels,), view.number, 1), EMPTY[view.storage, 3]
-        kernel(picked, none, one, one, 0.0, True, NONE, none, stats.reshape(3, *view.vector_shape))
-    return stats[0], stats[1]
+        one, none = constant((view.channels,), view.number, 1), EMPTY[view.number, 1]
+        nothing = EMPTY[view.storage, 3]
+        kernel(picked, nothing, one, one, 0.0, True, NONE, stats, nothing, none, none)
+    return stats
 
 
 def normalize_channels(
@@ -59,35 +57,32 @@ def normalize_channels(
     x: Array,
     tail: Tail,
     eps: float,
-    given: Sequence[Array] | None,
+    stats: Array | None,
     y: Array | None,
+    mean: Array,
+    rstd: Array,
 ) -> Array:
-    """Fill y unless it is None; return float64 (3, C) mean, var and rstd, of x itself unless mean and var are given."""
-    stats = np.zeros((3, view.channels))
-    if given is not None:
-        stats[0], stats[1] = given
-    if given is not None or not x.size:
-        stats[2] = rsqrt(stats[1] + eps)
+    """Fill y unless it is None, mean and rstd unless they are empty; return the float64 mean and variance (2, C).
+
+    Those are x's own, unless they are given as `stats`.
+    """
+    training = stats is None
+    if stats is None:
+        stats = np.empty((2, view.channels))
+    none = EMPTY[view.storage, 3]
     if x.size:
-        none = EMPTY[view.storage, 3]
         target = none if y is None else view.result(y)
-        added = none if tail.residual is None else view.enter(tail.residual)
         kernel = kernels.columns_forward if view.columns else kernels.channels_forward
-        statistics = stats.reshape(3, *view.vector_shape)
-        training = given is None
-        kernel(
-            view.enter(x),
-            added,
-            tail.kernel_weight,
-            tail.kernel_bias,
-            eps,
-            training,
-            tail.activation,
-            target,
-            statistics,
-        )
-        if y is not None:
+        added = none if tail.residual is None else view.enter(tail.residual)
+        weight, bias, activation = tail.kernel_weight, tail.kernel_bias, tail.activation
+        kernel(view.enter(x), added, weight, bias, eps, training, activation, stats, target, mean, rstd)
+        if y is not None and target is not y:
             view.leave(target, y)
+    else:
+        if training:
+            stats[:] = 0
+        if mean.size:
+            mean[:], rstd[:] = stats[0], rsqrt(stats[1] + eps)
     return stats
 
 
@@ -96,8 +91,7 @@ def differentiate_channels(
     view: Channels,
     dy: Array,
     x: Array,
-    mean: Array,
-    rstd: Array,
+    given: Given,
     tail: Tail,
     terms: int,
     count: int,
@@ -111,27 +105,42 @@ def differentiate_channels(
     Positions that are not `counted` get the dx of constant statistics.
     """
     if not x.size:
+        sums[:] = 0
         return
     none = EMPTY[view.storage, 3]
-    inputs = [none if a is None else view.enter(a) for a in (dy, x, tail.residual)]
-    results = [none if a is None else view.result(a) for a in (dx, dresidual)]
+    residual = none if tail.residual is None else view.enter(tail.residual)
+    inputs = view.enter(dy), view.enter(x), residual
+    results = none if dx is None else view.result(dx), none if dresidual is None else view.result(dresidual)
     kernel = kernels.columns_backward if view.columns else kernels.channels_backward
-    shape = view.vector_shape
-    channel = (mean.reshape(shape), rstd.reshape(shape), tail.kernel_weight, tail.kernel_bias)
+    channel = given.stats, tail.kernel_weight, tail.kernel_bias, given.eps, given.squared
     rest = None if counted is None or dx is None else ~counted
     if rest is not None:  # before dx, which may be one of the inputs
         picked = [view.pick(a, rest) if a.size else none for a in inputs]
-        alone, no_sums = np.empty_like(picked[0]), np.empty((2, *shape))
+        alone = np.empty_like(picked[0])
         if alone.size:
-            kernel(*picked, *channel, CONSTANT, 1, tail.activation, alone, none, no_sums)
-    kernel(*inputs, *channel, terms, count, tail.activation, *results, sums.reshape(2, *shape))
+            kernel(*picked, *channel, CONSTANT, 1, tail.activation, alone, none, np.empty_like(sums))
+    kernel(*inputs, *channel, terms, count, tail.activation, *results, sums)
     if rest is not None:
         view.put(results[0], rest, alone)
     for result, a in zip(results, (dx, dresidual), strict=True):
-        if a is not None:
+        if a is not None and result is not a:
             view.leave(result, a)
 
 
-def statistics_of(view: Channels, **values: Array) -> list[Array]:
-    """Given statistics of channels, in float64."""
-    return [parameter(name, value, (view.channels,), FLOAT64) for name, value in values.items()]
+class Given(NamedTuple):
+    """Statistics of channels that an op was given."""
+
+    stats: Array
+    """float64 (2, C): mean and rstd, or mean and variance."""
+    squared: bool = False
+    """Whether the second is the variance."""
+    eps: float = 0.0
+    """What is added to the variance."""
+
+
+def statistics_of(view: Channels, **values: Array) -> Array:
+    """Two given statistics of channels in float64, (2, C)."""
+    stats = np.empty((2, view.channels))
+    for row, (name, value) in enumerate(values.items()):
+        stats[row] = real(name, value, (view.channels,))
+    return stats

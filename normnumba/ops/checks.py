@@ -22,18 +22,28 @@ def parameter(
     name: str, value: Array | None, shape: tuple[int, ...], number: np.dtype[Any], default: int | None = None
 ) -> Array:
     """A weight, bias or statistic as kernels take it: contiguous and in the type that x is computed in."""
-    if type(value) is np.ndarray and value.shape == shape:
-        if value.dtype is number and value.flags.carray:
-            return value
-    elif value is None and default is not None:
+    if value is None and default is not None:
         return constant(shape, number, default)
-    elif not isinstance(value, np.ndarray):
+    value = real(name, value, shape)
+    if value.dtype is number and value.flags.carray:
+        return value
+    return value.astype(number, "C", subok=False)  # a third of the time of np.require
+
+
+_REAL = {np.dtype(t) for t in (np.float32, np.float64)}
+
+
+def real(name: str, value: Any, shape: tuple[int, ...]) -> Array:
+    """A weight, bias or statistic, if it is an array of that shape and of a real dtype."""
+    if type(value) is np.ndarray and value.shape == shape and value.dtype in _REAL:
+        return value
+    if not isinstance(value, np.ndarray):
         raise TypeError(f"{name} must be an ndarray of shape {shape}, got {value!r}")
-    elif value.shape != shape:
+    if value.shape != shape:
         raise ValueError(f"{name} must have shape {shape} to go with x, got {value.shape}")
     if value.dtype.kind not in "fiub" and value.dtype.name != "bfloat16":
         raise TypeError(f"{name} must be of a real dtype, got {value.dtype}")
-    return value.astype(number, "C", subok=False)  # a third of the time of np.require
+    return value
 
 
 @functools.lru_cache(64)

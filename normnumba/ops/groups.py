@@ -83,16 +83,16 @@ def group_norm_forward(
     if not x.size:
         zeros = np.zeros((samples, view.groups), view.number)
         return y, zeros, zeros + view.number.type(rsqrt(eps))
-    target = view.result(y)
+    target, shape = view.result(y), (samples, view.groups)
+    mean, rstd = np.empty(shape, view.number), np.empty(shape, view.number)
     if view.columns:
-        stats = np.empty((3, samples, view.groups))
-        none = EMPTY[view.storage, 3]
-        kernels.columns_forward(view.enter(x), none, scale, offset, eps, True, kind, target, stats)
-        mean, rstd = stats[0].astype(view.number), stats[2].astype(view.number)
+        stats, none = np.empty((2, mean.size)), EMPTY[view.storage, 3]
+        vectors = stats, target, mean.reshape(-1), rstd.reshape(-1)
+        kernels.columns_forward(view.enter(x), none, scale, offset, eps, True, kind, *vectors)
     else:
-        mean, rstd = (np.empty((samples, view.groups), view.number) for _ in range(2))
         kernels.groups_forward(view.enter(x), scale, offset, eps, kind, target, mean, rstd)
-    view.leave(target, y)
+    if target is not y:
+        view.leave(target, y)
     return y, mean, rstd
 
 
@@ -155,30 +155,34 @@ def group_norm_backward(
     view = as_groups(x, channel_axis, integer("num_groups", num_groups))
     want_dx, want_dweight, want_dbias = unpacked(output_mask, 3)
     check_like("dy", dy, x)
-    samples = x.shape[0]
-    number = FLOAT64 if view.columns else view.number
-    means = parameter("mean", mean, (samples, view.groups), number)
-    rstds = parameter("rstd", rstd, (samples, view.groups), number)
+    shape = x.shape[0], view.groups
+    means, rstds = parameter("mean", mean, shape, view.number), parameter("rstd", rstd, shape, view.number)
     scale = parameter("weight", weight, (view.channels,), view.number, 1)
     offset = parameter("bias", bias, (view.channels,), view.number, 0)
     kind = activation_code(activation)
     dx = output(out, x, (x, dy), (mean, rstd, weight, bias)) if want_dx else None
-    sums = np.zeros((2, view.channels))
+    dw, db = np.empty(view.channels, view.number), np.empty(view.channels, view.number)
     if x.size:
         none = EMPTY[view.storage, len(view.geometry)]
         target, given, entered = none if dx is None else view.result(dx), view.enter(dy), view.enter(x)
         if view.columns:
-            each = np.zeros((2, samples, view.channels))
-            vectors = (means, rstds, scale, offset)
-            count = x.size // (samples * view.groups)
-            kernels.columns_backward(given, entered, none, *vectors, BATCH, count, kind, target, none, each)
-            np.sum(each, axis=1, out=sums)
+            stats, sums = (
+                np.stack((means.reshape(-1), rstds.reshape(-1)), dtype=FLOAT64),
+                np.empty((2, x.shape[0] * view.channels)),
+            )
+            count = x.size // means.size
+            vectors = stats, scale, offset, 0.0, False, BATCH, count, kind
+            kernels.columns_backward(given, entered, none, *vectors, target, none, sums)
+            db[:], dw[:] = sums.reshape(2, x.shape[0], view.channels).sum(axis=1)
         else:
-            kernels.groups_backward(given, entered, means, rstds, scale, offset, kind, target, sums)
-        if dx is not None:
+            kernels.groups_backward(given, entered, means, rstds, scale, offset, kind, target, dw, db)
+        if dx is not None and target is not dx:
             view.leave(target, dx)
-    dweight = as_gradient(sums[1], weight, view.number) if want_dweight else None
-    dbias = as_gradient(sums[0], bias, view.number) if want_dbias else None
+    else:
+        dw[:] = 0
+        db[:] = 0
+    dweight = as_gradient(dw, weight) if want_dweight else None
+    dbias = as_gradient(db, bias) if want_dbias else None
     return dx, dweight, dbias
 
 

@@ -5,47 +5,63 @@ A batch norm has O = 1 and groups of one column; a group norm has a sample for e
 Rows are read as they lie in memory, and their elements added to one accumulator for each column. Narrow arrays are
 folded: several rows are taken as one long row, which fills vectors, and its columns are put together at the end. The
 last long row may be shorter than the others.
+
+Several samples that fit a core's own cache are taken one by each thread, so that nothing is read twice from further
+away; of others, all threads take one together.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numba import prange, types
 
-from .. import BATCH, GIVEN, NONE, RELU
+from .. import BATCH, GIVEN, RELU
 from .compiling import array_in, array_out, variants
-from .launching import run
-from .lowlevel import accumulate, elementwise, fence, flat, frozen, inlined, load, must_stage, scalar
+from .launching import select
+from .lowlevel import accumulate, elementwise, fence, flat, frozen, inlined, load, muladd, must_stage, scalar
 from .spans import BLOCK, GROUP, flush, is_far, moments, set_upstream, write_gradients, write_span
 
-FOLD = 128
-"""Elements that a long row has at least."""
+FOLD = 512
+"""Elements that a long row has at least: of 128, the loops over them took 1.3 times as long to write results."""
+
+OWN = 1 << 19
+"""Bytes of a sample that a core keeps to itself: with its gradient or its result, a 1 MiB L2 holds it."""
 
 
 def columns_forward(
-    x: Any, residual: Any, weight: Any, bias: Any, eps: float, training: bool, activation: int, y: Any, stats: Any
+    x: Any,
+    residual: Any,
+    weight: Any,
+    bias: Any,
+    eps: float,
+    training: bool,
+    activation: int,
+    stats: Any,
+    y: Any,
+    mean: Any,
+    rstd: Any,
 ) -> None:
-    """Write y unless it is empty, from the float64 mean, var, rstd in `stats` (3, O, G), computed first in training.
+    """Write y, and mean and rstd (O * G), each unless it is empty, from the statistics of x itself in training.
 
-    An empty residual is none.
+    The float64 mean and variance are in `stats` (2, O * G), put there in training, and else given. An empty residual is
+    none.
     """
-    width = _width(x)
-    totals = np.empty((x.shape[0], _blocks(x, width), 2, width if training else 0))
-    vectors = np.empty((x.shape[0], 3, width), weight.dtype)
-    run(_forward, x, (x, residual, weight, bias, eps, activation, vectors, totals, y, stats))
+    run_samples(_forward, _forward_own, x, (x, residual, weight, bias, eps, training, activation, stats, y, mean, rstd))
 
 
 def columns_backward(
     dy: Any,
     x: Any,
     residual: Any,
-    mean: Any,
-    rstd: Any,
+    stats: Any,
     weight: Any,
     bias: Any,
+    eps: float,
+    squared: bool,
     terms: int,
     count: int,
     activation: int,
@@ -53,26 +69,31 @@ def columns_backward(
     dresidual: Any,
     sums: Any,
 ) -> None:
-    """Write dx, and with an activation dresidual, unless they are empty; sum(dz), sum(dz * xhat) to `sums` (2, O, C).
+    """See `channels_backward`; stats are (2, O * G) here, and sums (2, O * C)."""
+    args = (dy, x, residual, stats, weight, bias, eps, squared, terms, count, activation, dx, dresidual, sums)
+    run_samples(_backward, _backward_own, x, args)
 
-    See `channels_backward`. mean and rstd are float64 (O, G).
+
+def run_samples(one: Callable[..., Any], own: Callable[..., Any], x: np.ndarray, args: tuple[Any, ...]) -> None:
+    """Let each thread take samples of its own where they are small, and all threads the same sample otherwise."""
+    samples = x.shape[0]
+    if samples > 1 and x.nbytes <= OWN * samples:
+        select(own, x)(*args)
+    else:
+        for o in range(samples):
+            select(one, x)(o, *args)
+
+
+@scalar
+def _layout(rows, channels):
+    """Elements of a long row, long rows, and blocks of them that have sums of their own.
+
+    From the shape alone, hence the same bits on any number of threads.
     """
-    width = _width(x)
-    totals = np.empty((x.shape[0], _blocks(x, width), 3, width if terms != GIVEN else 0))
-    vectors = np.empty((x.shape[0], 6, width), weight.dtype)
-    args = (dy, x, residual, mean, rstd, weight, bias, terms, count, activation, vectors, totals, dx, dresidual, sums)
-    run(_backward, x, args)
-
-
-def _width(x: np.ndarray) -> int:
-    """Elements of a long row."""
-    return x.shape[2] * max(1, min(FOLD // x.shape[2], x.shape[1]))
-
-
-def _blocks(x: np.ndarray, width: int) -> int:
-    """How many blocks of long rows have sums of their own: from the shape alone, hence the same bits on any threads."""
-    rows = -(-x.shape[1] * x.shape[2] // width)
-    return max(1, min(rows // 16, 64, (1 << 16) // width))
+    width = channels * max(1, min((FOLD + channels - 1) // channels, rows))
+    long_rows = (rows * channels + width - 1) // width
+    blocks = max(1, min(long_rows // 16, 64, (1 << 16) // width))
+    return width, long_rows, blocks
 
 
 @elementwise
@@ -99,20 +120,18 @@ def _add_moments_of_four(x, start, stride, pivot, partial):
 
 @elementwise
 def _add_products(dy, first, x, start, count, mean, rstd, partial):
-    """partial += (dy, dy * t, t) with t = (x - mean) * rstd, for one row"""
-    sum_dy, sum_dyt, sum_t = partial[0], partial[1], partial[2]
+    """partial += (dy, dy * t) with t = (x - mean) * rstd, for one row"""
+    sum_dy, sum_dyt = partial[0], partial[1]
     for j in range(count):
         g = load(dy, first + j)
-        t = (load(x, start + j) - load(mean, j)) * load(rstd, j)
         accumulate(sum_dy, j, g, 1)
-        accumulate(sum_dyt, j, g * t, 2)
-        accumulate(sum_t, j, t, 3)
+        accumulate(sum_dyt, j, g * ((load(x, start + j) - load(mean, j)) * load(rstd, j)), 2)
 
 
 @elementwise
 def _add_products_of_four(dy, first, x, start, width, mean, rstd, partial):
     """`_add_products` of four rows"""
-    sum_dy, sum_dyt, sum_t = partial[0], partial[1], partial[2]
+    sum_dy, sum_dyt = partial[0], partial[1]
     for j in range(width):
         m, r, i, k = load(mean, j), load(rstd, j), first + j, start + j
         a, e = load(dy, i), (load(x, k) - m) * r
@@ -120,8 +139,7 @@ def _add_products_of_four(dy, first, x, start, width, mean, rstd, partial):
         c, g = load(dy, i + 2 * width), (load(x, k + 2 * width) - m) * r
         d, h = load(dy, i + 3 * width), (load(x, k + 3 * width) - m) * r
         accumulate(sum_dy, j, (a + b) + (c + d), 1)
-        accumulate(sum_dyt, j, (a * e + b * f) + (c * g + d * h), 2)
-        accumulate(sum_t, j, (e + f) + (g + h), 3)
+        accumulate(sum_dyt, j, muladd(a, e, b * f) + muladd(c, g, d * h), 2)
 
 
 @inlined
@@ -134,16 +152,21 @@ def _add_rows(four, dy, first, x, start, count, mean, rstd, partial):
 
 
 @scalar
-def _merge(totals, channels):
-    """Add all blocks to the first, then all folds to the first, row by row: a column at a time would miss the cache"""
+def _merge(totals, channels, begin, end):
+    """Add all blocks to the first, then all folds to the first, columns from begin to end, row by row of `totals`"""
     blocks, quantities, width = totals.shape
-    for b in range(1, blocks):
+    for fold in range(0, width, channels):
         for k in range(quantities):
-            for j in range(width):
-                totals[0, k, j] += totals[b, k, j]
-    for k in range(quantities):
-        for j in range(channels, width):
-            totals[0, k, j % channels] += totals[0, k, j]
+            for b in range(1, blocks):
+                _add_line(totals[b, k], totals[0, k], fold + begin, fold + begin, end - begin)
+            if fold:
+                _add_line(totals[0, k], totals[0, k], fold + begin, begin, end - begin)
+
+
+@elementwise
+def _add_line(source, totals, first, at, count):
+    for j in range(count):
+        accumulate(totals, at + j, load(source, first + j), 1)
 
 
 @scalar
@@ -195,7 +218,7 @@ def _multiplying(active):
     def block_products(dy, x, residual, base, size, first, last, vectors, activation, totals):
         mean, rstd, width = vectors[0], vectors[1], vectors.shape[1]
         line = mean, vectors[2], vectors[5], width
-        partial = np.zeros((3, width), vectors.dtype)
+        partial = np.zeros((2, width), vectors.dtype)
         dz = np.empty(4 * width if active else 0, vectors.dtype)
         totals[:] = 0
         r = first
@@ -220,7 +243,7 @@ _products, _active_products = _multiplying(False), _multiplying(True)
 
 @scalar
 def _block_products(dy, x, residual, base, size, first, last, vectors, activation, totals):
-    """totals = (sum(dz), sum(dz * t), sum(t)) with dz = dy * activation' over the long rows from first to last"""
+    """totals = (sum(dz), sum(dz * t)) with dz = dy * activation' over the long rows from first to last"""
     if activation:
         _active_products(dy, x, residual, base, size, first, last, vectors, activation, totals)
     else:
@@ -258,20 +281,22 @@ def _group_moments(x, base, rows, channels, begin, end, pivots, first, second, e
 
 
 @scalar
-def _set_scales(x, base, rows, weight, bias, eps, begin, end, sums, vectors, stats):
-    """Complete the vectors of a group of columns, in every fold, and its `stats`, taken from `sums` in training"""
+def _set_scales(x, base, rows, weight, bias, eps, begin, end, totals, vectors, stats):
+    """Complete the vectors of a group of columns, in every fold, and in training its `stats`; the rstd"""
     channels, width = weight.size, vectors.shape[1]
-    if sums.size:
-        shift, var, rstd = _group_moments(x, base, rows, channels, begin, end, vectors[0], sums[0], sums[1], eps)
-        stats[0], stats[1], stats[2] = vectors[0, begin] + shift, var, rstd
+    if totals.size:
+        first, second = totals[0, 0], totals[0, 1]
+        shift, var, rstd = _group_moments(x, base, rows, channels, begin, end, vectors[0], first, second, eps)
+        stats[0], stats[1] = vectors[0, begin] + shift, var
     else:
         vectors[0, begin:end] = stats[0]
-        shift = stats[0] - vectors[0, begin]
+        shift, rstd = stats[0] - vectors[0, begin], 1 / math.sqrt(stats[1] + eps)
     pivot = vectors[0, begin]
     for c in range(begin, end):
-        scale, away = stats[2] * weight[c], shift - (vectors[0, c] - pivot)
+        scale, away = rstd * weight[c], shift - (vectors[0, c] - pivot)
         for j in range(c, width, channels):
             vectors[0, j], vectors[1, j], vectors[2, j] = vectors[0, c], scale, bias[c] - away * scale
+    return rstd
 
 
 @scalar
@@ -281,133 +306,221 @@ def _bounds(part, parts, size):
 
 
 @scalar
-def _centre(mean, rstd, totals, rows, terms, first, last, number):
-    """What rounding the mean left in xhat of a group: nothing that is known before x's own sums are"""
-    if terms != BATCH:
-        return (mean - number(mean)) * rstd
-    return totals[2, first:last].sum() / (rows * (last - first)) if totals.size else 0.0
+def _parts(groups, channels):
+    """How many tasks share the columns of a sample, groups whole"""
+    return min(groups, (channels + 1023) // 1024)
 
 
 @scalar
-def _any_far(mean, rstd):
-    for o in range(mean.shape[0]):
-        for g in range(mean.shape[1]):
-            if is_far(mean[o, g], rstd[o, g]):
-                return True
-    return False
+def _sum_block(x, base, size, b, long_rows, pivots, totals):
+    first, last = _bounds(b, totals.shape[0], long_rows)
+    block_moments(x, base, pivots.size, size, first, last, frozen(pivots), totals[b])
 
 
 @scalar
-def _set_lines(vectors, totals, mean, rstd, weight, bias, rows, terms):
-    """What z takes in each group of columns, in every fold: the mean and rstd, the scale, and the shift"""
-    for g in range(mean.size):
-        first, last = _bounds(g, mean.size, weight.size)
-        centre = 0.0
-        if terms != BATCH or is_far(mean[g], rstd[g]):  # its own need: no group's bits depend on the others
-            centre = _centre(mean[g], rstd[g], totals, rows, terms, first, last, weight.dtype.type)
+def _finish(x, base, rows, weight, bias, eps, part, totals, vectors, stats, mean, rstd):
+    """Everything that the columns of a part take, from the sums of all blocks or from given statistics"""
+    groups, channels = stats.shape[1], weight.size
+    low, high = _bounds(part, _parts(groups, channels), groups)
+    if totals.size:
+        _merge(totals, channels, low * channels // groups, high * channels // groups)
+    for g in range(low, high):
+        begin, end = _bounds(g, groups, channels)
+        r = _set_scales(x, base, rows, weight, bias, eps, begin, end, totals, vectors, stats[:, g])
+        if mean.size:
+            mean[g], rstd[g] = stats[0, g], r
+
+
+@scalar
+def _write_block(x, residual, base, size, b, blocks, long_rows, vectors, activation, staged, y):
+    width = vectors.shape[1]
+    first, last = _bounds(b, blocks, long_rows)
+    first, last = first * width, min(last * width, size)
+    buffer = np.empty(BLOCK if staged else 0, y.dtype)
+    z = np.empty(BLOCK if activation > RELU else 0, vectors.dtype)
+    v = frozen(vectors)
+    line = v[0], v[1], v[2], width
+    write_span(x, residual, base + first, 1, 0, last - first, line, activation, z, y, buffer, BLOCK)
+    fence()
+
+
+def _normalize_sample(o, x, residual, weight, bias, eps, training, activation, stats, y, mean, rstd):
+    samples, rows, channels = x.shape
+    xs, rs, ys, size = flat(x), flat(residual), flat(y), rows * channels
+    width, long_rows, blocks = _layout(rows, channels)
+    groups = stats.shape[1] // samples
+    base, parts, staged = o * size, _parts(groups, channels), must_stage(y, size, x, x)
+    sums, writes = blocks if training else 0, blocks if y.size else 0
+    vectors, totals = np.empty((3, width), weight.dtype), np.empty((sums, 2, width))
+    low, high = o * groups, (o + 1) * groups
+    if training:
+        _set_pivots(xs, base, size // width, channels, vectors[0])
+    for b in prange(sums):
+        _sum_block(xs, base, size, b, long_rows, vectors[0], totals)
+    for part in prange(parts):
+        own = stats[:, low:high], mean[low:high], rstd[low:high]
+        _finish(xs, base, rows, weight, bias, eps, part, totals, vectors, *own)
+    for b in prange(writes):
+        _write_block(xs, rs, base, size, b, blocks, long_rows, vectors, activation, staged, ys)
+
+
+_normalize_own_sample = scalar(_normalize_sample)
+
+
+def _forward_arguments(T, A):
+    return (
+        *(array_in(T, 3), array_in(T, 3), array_in(A, 1), array_in(A, 1), types.float64, types.boolean, types.intp),
+        *(array_out(types.float64, 2), array_out(T, 3), array_out(A, 1), array_out(A, 1)),
+    )
+
+
+_forward = variants(lambda T, A: types.void(types.intp, *_forward_arguments(T, A)))(_normalize_sample)
+
+
+@variants(lambda T, A: types.void(*_forward_arguments(T, A)))
+def _forward_own(x, residual, weight, bias, eps, training, activation, stats, y, mean, rstd):
+    for o in prange(x.shape[0]):
+        _normalize_own_sample(o, x, residual, weight, bias, eps, training, activation, stats, y, mean, rstd)
+
+
+@scalar
+def _set_lines(vectors, stats, centres, terms, weight, bias):
+    """What z takes in each group of columns, in every fold: the mean and rstd, the scale, and the shift.
+
+    `centres` is what rounding the mean left in xhat of each group, but for that which x's own sums must tell.
+    """
+    number = weight.dtype.type
+    for g in range(centres.size):
+        first, last = _bounds(g, centres.size, weight.size)
+        mean, rstd = stats[0, g], stats[1, g]
+        if terms != BATCH:
+            centres[g] = (mean - number(mean)) * rstd
+        for c in range(first, last):
+            scale, shift = rstd * weight[c], bias[c] - centres[g] * weight[c]
+            for j in range(c, vectors.shape[1], weight.size):
+                vectors[0, j], vectors[1, j], vectors[2, j], vectors[5, j] = mean, rstd, scale, shift
+
+
+@scalar
+def _far(stats, terms):
+    """Whether sums of x - mean are needed: see `centre_before`"""
+    far = False
+    for g in range(stats.shape[1] if terms == BATCH else 0):
+        far = far or is_far(stats[0, g], stats[1, g])
+    return far
+
+
+@scalar
+def _set_centres(totals, rows, stats, vectors, centres, weight, bias):
+    """Complete `centres` and the shift of z from sums of x - mean"""
+    _merge(totals, weight.size, 0, weight.size)
+    for g in range(centres.size):
+        first, last = _bounds(g, centres.size, weight.size)
+        if is_far(stats[0, g], stats[1, g]):  # its own need: no group's bits depend on the others
+            centres[g] = totals[0, 0, first:last].sum() / (rows * (last - first)) * stats[1, g]
         for c in range(first, last):
             for j in range(c, vectors.shape[1], weight.size):
-                vectors[0, j], vectors[1, j], vectors[2, j] = mean[g], rstd[g], rstd[g] * weight[c]
-                vectors[5, j] = bias[c] - centre * weight[c]
+                vectors[5, j] = bias[c] - centres[g] * weight[c]
 
 
 @scalar
-def _set_curves(vectors, totals, mean, rstd, weight, rows, terms, count, sums):
-    """What dx takes in each group of columns, in every fold: the slope and the shift. Copies totals to sums"""
-    for g in range(mean.size):
-        first, last = _bounds(g, mean.size, weight.size)
-        centre = _centre(mean[g], rstd[g], totals, rows, terms, first, last, weight.dtype.type)
-        sum_g, sum_gxhat = 0.0, 0.0
+def _products_of_block(dy, x, residual, base, size, b, long_rows, vectors, activation, totals):
+    first, last = _bounds(b, totals.shape[0], long_rows)
+    _block_products(dy, x, residual, base, size, first, last, frozen(vectors), activation, totals[b])
+
+
+@scalar
+def _set_curves(vectors, totals, stats, centres, weight, part, terms, count, sums):
+    """What dx takes in the groups of a part, in every fold: the slope and the shift. totals of all blocks go to sums"""
+    groups, channels = centres.size, weight.size
+    low, high = _bounds(part, _parts(groups, channels), groups)
+    if terms != GIVEN:
+        _merge(totals, channels, low * channels // groups, high * channels // groups)
+    for g in range(low, high):
+        first, last = _bounds(g, groups, channels)
+        rstd, centre, sum_g, sum_gxhat = stats[1, g], centres[g], 0.0, 0.0
         for c in range(first, last):
-            if totals.size:
-                sums[0, c] = totals[0, c]
-                sums[1, c] = totals[1, c] - (centre * totals[0, c] if centre else 0.0)
+            if terms != GIVEN:
+                sums[0, c] = totals[0, 0, c]
+                sums[1, c] = totals[0, 1, c] - (centre * totals[0, 0, c] if centre else 0.0)
             sum_g += sums[0, c] * weight[c]
             sum_gxhat += sums[1, c] * weight[c]
-        slope = -rstd[g] * sum_gxhat / count
-        shift = -rstd[g] * sum_g / count - slope * centre
+        slope = -rstd * sum_gxhat / count
+        shift = -rstd * sum_g / count - slope * centre
         for c in range(first, last):
-            for j in range(c, vectors.shape[1], weight.size):
+            for j in range(c, vectors.shape[1], channels):
                 vectors[3, j], vectors[4, j] = slope, shift
 
 
-@variants(
-    lambda T, A: types.void(
-        *(array_in(T, 3), array_in(T, 3), array_in(A, 1), array_in(A, 1), types.float64, types.intp),
-        *(array_out(A, 3), array_out(types.float64, 4), array_out(T, 3), array_out(types.float64, 3)),
-    )
-)
-def _forward(x, residual, weight, bias, eps, activation, vectors, totals, y, stats):
-    outer, rows, channels = x.shape
-    xs, rs, ys, groups = flat(x), flat(residual), flat(y), stats.shape[2]
-    size, width, blocks, training = rows * channels, vectors.shape[2], totals.shape[1], totals.size > 0
-    long_rows = (size + width - 1) // width
-    for o in range(outer if training else 0):
-        _set_pivots(xs, o * size, size // width, channels, vectors[o, 0])
-    for task in prange(outer * blocks if training else 0):
-        o, b = task // blocks, task % blocks
-        first, last = _bounds(b, blocks, long_rows)
-        block_moments(xs, o * size, width, size, first, last, frozen(vectors[o, 0]), totals[o, b])
-    for o in prange(outer if training else 0):
-        _merge(totals[o], channels)
-    for task in prange(outer * groups):
-        o, g = task // groups, task % groups
-        first, last = _bounds(g, groups, channels)
-        _set_scales(xs, o * size, rows, weight, bias, eps, first, last, totals[o, 0], vectors[o], stats[:, o, g])
-    staged = must_stage(y, size, x, x)
-    for task in prange(outer * blocks if y.size else 0):
-        o, b = task // blocks, task % blocks
-        first, last = _bounds(b, blocks, long_rows)
-        first, last = first * width, min(last * width, size)
-        buffer = np.empty(BLOCK if staged else 0, y.dtype)
-        z = np.empty(BLOCK if activation > RELU else 0, weight.dtype)
-        v = frozen(vectors[o])
-        line = v[0], v[1], v[2], width
-        write_span(xs, rs, o * size + first, 1, 0, last - first, line, activation, z, ys, buffer, BLOCK)
-        fence()
-
-
-@variants(
-    lambda T, A: types.void(
-        *(array_in(T, 3), array_in(T, 3), array_in(T, 3), array_in(types.float64, 2), array_in(types.float64, 2)),
-        *(array_in(A, 1), array_in(A, 1), types.intp, types.intp, types.intp, array_out(A, 3)),
-        *(array_out(types.float64, 4), array_out(T, 3), array_out(T, 3), array_out(types.float64, 3)),
-    )
-)
-def _backward(
-    dy, x, residual, mean, rstd, weight, bias, terms, count, activation, vectors, totals, dx, dresidual, sums
+@scalar
+def _write_gradients(
+    dy, x, residual, base, size, b, blocks, long_rows, vectors, terms, activation, staged, dx, dresidual
 ):
-    outer, rows, channels = x.shape
-    dys, xs, rs, dxs, drs = flat(dy), flat(x), flat(residual), flat(dx), flat(dresidual)
-    size, width, blocks = rows * channels, vectors.shape[2], totals.shape[1]
-    long_rows, none = (size + width - 1) // width, totals[0, 0, :, :0]
-    for o in prange(outer):
-        _set_lines(vectors[o], none, mean[o], rstd[o], weight, bias, rows, terms)
-    if activation != NONE and terms == BATCH and _any_far(mean, rstd):  # see centre_before
-        for task in prange(outer * blocks):
-            o, b = task // blocks, task % blocks
-            first, last = _bounds(b, blocks, long_rows)
-            _block_products(dys, xs, rs, o * size, size, first, last, frozen(vectors[o]), NONE, totals[o, b])
-        for o in prange(outer):
-            _merge(totals[o], channels)
-            _set_lines(vectors[o], totals[o, 0], mean[o], rstd[o], weight, bias, rows, terms)
-    for task in prange(outer * blocks if terms != GIVEN else 0):
-        o, b = task // blocks, task % blocks
-        first, last = _bounds(b, blocks, long_rows)
-        _block_products(dys, xs, rs, o * size, size, first, last, frozen(vectors[o]), activation, totals[o, b])
-    for o in prange(outer):
-        _merge(totals[o], channels)
-        _set_curves(vectors[o], totals[o, 0], mean[o], rstd[o], weight, rows, terms, count, sums[:, o])
-    staged = must_stage(dx, size, dy, x)
-    for task in prange(outer * blocks if dx.size or dresidual.size else 0):
-        o, b = task // blocks, task % blocks
-        first, last = _bounds(b, blocks, long_rows)
-        first, last = first * width, min(last * width, size)
-        buffer = np.empty(BLOCK if staged or not dx.size else 0, dx.dtype)
-        dz = np.empty(BLOCK if activation else 0, weight.dtype)
-        v = frozen(vectors[o])
-        line = v[0], v[2], v[5], width
-        curve = v[0], v[1], v[2], v[3], v[4], width
-        span = o * size + first, 1, 0, last - first
-        write_gradients(dys, xs, rs, *span, line, curve, terms, activation, dz, dxs, drs, buffer, BLOCK)
-        fence()
+    width = vectors.shape[1]
+    first, last = _bounds(b, blocks, long_rows)
+    first, last = first * width, min(last * width, size)
+    buffer = np.empty(BLOCK if staged or not dx.size else 0, dx.dtype)
+    dz = np.empty(BLOCK if activation else 0, vectors.dtype)
+    v = frozen(vectors)
+    line = v[0], v[2], v[5], width
+    curve = v[0], v[1], v[2], v[3], v[4], width
+    span = base + first, 1, 0, last - first
+    write_gradients(dy, x, residual, *span, line, curve, terms, activation, dz, dx, dresidual, buffer, BLOCK)
+    fence()
+
+
+@scalar
+def _given(stats, o, groups, eps, squared):
+    """mean and rstd of a sample, the latter made of the variance where that is what `stats` has"""
+    given = stats[:, o * groups : (o + 1) * groups].copy()
+    for g in range(given.shape[1] if squared else 0):
+        given[1, g] = 1 / math.sqrt(given[1, g] + eps)
+    return given
+
+
+def _differentiate_sample(
+    o, dy, x, residual, stats, weight, bias, eps, squared, terms, count, activation, dx, dresidual, sums
+):
+    samples, rows, channels = x.shape
+    dys, xs, rs, dxs, drs, size = flat(dy), flat(x), flat(residual), flat(dx), flat(dresidual), rows * channels
+    width, long_rows, blocks = _layout(rows, channels)
+    groups = stats.shape[1] // samples
+    base, parts, staged = o * size, _parts(groups, channels), must_stage(dx, size, dy, x)
+    given, centres = _given(stats, o, groups, eps, squared), np.zeros(groups)
+    vectors, totals = np.empty((6, width), weight.dtype), np.empty((blocks, 2, width))
+    _set_lines(vectors, given, centres, terms, weight, bias)
+    if _far(given, terms):
+        for b in prange(blocks):
+            _sum_block(xs, base, size, b, long_rows, vectors[0], totals)
+        _set_centres(totals, rows, given, vectors, centres, weight, bias)
+    for b in prange(blocks if terms != GIVEN else 0):
+        _products_of_block(dys, xs, rs, base, size, b, long_rows, vectors, activation, totals)
+    for part in prange(parts):
+        _set_curves(
+            vectors, totals, given, centres, weight, part, terms, count, sums[:, o * channels : (o + 1) * channels]
+        )
+    for b in prange(blocks if dx.size or dresidual.size else 0):
+        args = dys, xs, rs, base, size, b, blocks, long_rows, vectors, terms, activation, staged
+        _write_gradients(*args, dxs, drs)
+
+
+_differentiate_own_sample = scalar(_differentiate_sample)
+
+
+def _backward_arguments(T, A):
+    return (
+        *(array_in(T, 3), array_in(T, 3), array_in(T, 3), array_in(types.float64, 2), array_in(A, 1), array_in(A, 1)),
+        *(types.float64, types.boolean, types.intp, types.intp, types.intp, array_out(T, 3), array_out(T, 3)),
+        array_out(types.float64, 2),
+    )
+
+
+_backward = variants(lambda T, A: types.void(types.intp, *_backward_arguments(T, A)))(_differentiate_sample)
+
+
+@variants(lambda T, A: types.void(*_backward_arguments(T, A)))
+def _backward_own(dy, x, residual, stats, weight, bias, eps, squared, terms, count, activation, dx, dresidual, sums):
+    for o in prange(x.shape[0]):
+        _differentiate_own_sample(
+            o, dy, x, residual, stats, weight, bias, eps, squared, terms, count, activation, dx, dresidual, sums
+        )

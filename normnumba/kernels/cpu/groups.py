@@ -9,29 +9,21 @@ from numba import prange, types
 
 from .. import BATCH, RELU
 from .compiling import array_in, array_out, variants
-from .launching import run
+from .launching import select
 from .lowlevel import fence, flat, must_stage
-from .spans import BLOCK, centre_before, channel_sums, gradient_terms, moments, write_gradients, write_span
+from .spans import BLOCK, centre_before, channel_sums, gradient_terms, merge_sums, moments, write_gradients, write_span
 
 
 def groups_forward(x: Any, weight: Any, bias: Any, eps: float, activation: int, y: Any, mean: Any, rstd: Any) -> None:
     """Write y, and mean and rstd (N, G) of every group."""
-    run(_forward, x, (x, weight, bias, eps, activation, y, mean, rstd))
+    select(_forward, x)(x, weight, bias, eps, activation, y, mean, rstd)
 
 
 def groups_backward(
-    dy: Any, x: Any, mean: Any, rstd: Any, weight: Any, bias: Any, activation: int, dx: Any, sums: Any
+    dy: Any, x: Any, mean: Any, rstd: Any, weight: Any, bias: Any, activation: int, dx: Any, dweight: Any, dbias: Any
 ) -> None:
-    """Write dx unless it is empty, and dbias and dweight into the float64 `sums` (2, G * K)."""
-    partial = np.zeros((_blocks(x), *sums.shape))
-    run(_backward, x, (dy, x, mean, rstd, weight, bias, activation, dx, partial))
-    np.sum(partial, axis=0, out=sums)
-
-
-def _blocks(x: np.ndarray) -> int:
-    """How many blocks of samples have parameter gradients of their own: from the shape alone, so bits never change."""
-    samples, groups, width, _ = x.shape
-    return max(1, min(samples, 64, (1 << 16) // (groups * width)))
+    """Write dx unless it is empty, and dweight and dbias (G * K)."""
+    select(_backward, x)(dy, x, mean, rstd, weight, bias, activation, dx, dweight, dbias)
 
 
 @variants(
@@ -61,14 +53,15 @@ def _forward(x, weight, bias, eps, activation, y, mean, rstd):
 @variants(
     lambda T, A: types.void(
         *(array_in(T, 4), array_in(T, 4), array_in(A, 2), array_in(A, 2), array_in(A, 1), array_in(A, 1)),
-        *(types.intp, array_out(T, 4), array_out(types.float64, 3)),
+        *(types.intp, array_out(T, 4), array_out(A, 1), array_out(A, 1)),
     )
 )
-def _backward(dy, x, mean, rstd, weight, bias, activation, dx, partial):
+def _backward(dy, x, mean, rstd, weight, bias, activation, dx, dweight, dbias):
     samples, groups, width, inner = x.shape
-    dys, xs, dxs, number = flat(dy), flat(x), flat(dx), weight.dtype.type
-    blocks, count = partial.shape[0], width * inner
-    staged = must_stage(dx, inner, dy, x)
+    dys, xs, dxs, number, channels = flat(dy), flat(x), flat(dx), weight.dtype.type, groups * width
+    count, staged = width * inner, must_stage(dx, inner, dy, x)
+    blocks = max(1, min(samples, 64, (1 << 16) // channels))  # from the shape alone: bits never change
+    partial = np.zeros((blocks, 2, channels))
     for task in prange(blocks * groups):
         b, g = task // groups, task % groups
         sums = np.empty((2, width))
@@ -77,19 +70,20 @@ def _backward(dy, x, mean, rstd, weight, bias, activation, dx, partial):
         none, w, offset = xs[:0], weight[g * width : (g + 1) * width], bias[g * width : (g + 1) * width]
         for n in range(b * samples // blocks, (b + 1) * samples // blocks):
             start, m, r = (n * groups + g) * count, mean[n, g], rstd[n, g]
-            before = centre_before(activation, xs, start, 1, 0, count, m, r, number(0))
-            sum_g, sum_gt, sum_t = 0.0, 0.0, 0.0
+            centre, sum_g, sum_gt = centre_before(xs, start, 1, 0, count, m, r, number(0)), 0.0, 0.0
             for k in range(width):
-                line = m, number(r * w[k]), number(offset[k] - before * w[k]), BLOCK
-                a, p, t = channel_sums(dys, xs, none, start + k * inner, 1, 0, inner, m, r, line, activation, dz)
-                sums[0, k], sums[1, k] = a, p
-                sum_g, sum_gt, sum_t = sum_g + a * w[k], sum_gt + p * w[k], sum_t + t
-            slope, shift, centre = gradient_terms(sum_g, sum_gt, sum_t, r, count)
+                line = m, number(r * w[k]), number(offset[k] - centre * w[k]), BLOCK
+                a, p = channel_sums(dys, xs, none, start + k * inner, 1, 0, inner, m, r, line, activation, dz)
+                sums[0, k], sums[1, k] = a, p - centre * a
+                sum_g, sum_gt = sum_g + a * w[k], sum_gt + p * w[k]
+            slope, shift = gradient_terms(sum_g, sum_gt, centre, r, count)
             for k in range(width):
                 partial[b, 0, g * width + k] += sums[0, k]
-                partial[b, 1, g * width + k] += sums[1, k] - centre * sums[0, k]
-                line = m, number(r * w[k]), number(offset[k] - before * w[k]), BLOCK
+                partial[b, 1, g * width + k] += sums[1, k]
+                line = m, number(r * w[k]), number(offset[k] - centre * w[k]), BLOCK
                 curve = m, r, number(r * w[k]), number(slope), number(shift), BLOCK
                 span = start + k * inner, 1 if dx.size else 0, 0, inner
                 write_gradients(dys, xs, none, *span, line, curve, BATCH, activation, dz, dxs, dxs[:0], buffer, count)
         fence()
+    for part in prange((channels + BLOCK - 1) // BLOCK):
+        merge_sums(partial, part * BLOCK, dweight, dbias)

@@ -26,15 +26,28 @@ _launching = threading.Lock()
 _forked = False
 
 
-def run(variant: Callable[..., Any], x: np.ndarray, args: tuple[Any, ...], *others: np.dtype) -> None:
-    """Call the variant that suits the size of x, its dtype and those of others."""
-    if x.size < PARALLEL_FROM or not _claim():
-        variant(x.dtype, False, *others)(*args)
+def select(variant: Callable[..., Any], x: np.ndarray, *others: np.dtype) -> Callable[..., None]:
+    """The compiled twin of a kernel that suits the size of x, its dtype and those of others."""
+    if x.size < PARALLEL_FROM or _forked:
+        return variant(x.dtype, False, *others)
+    kind = layer()  # starts the threads, on the layer that is wanted
+    if numba.get_num_threads() == 1:
+        return variant(x.dtype, False, *others)
+    if kind == "workqueue":
+        return functools.partial(_launch_alone, variant, (x.dtype, *others))
+    return variant(x.dtype, True, *others)
+
+
+def _launch_alone(variant: Callable[..., Any], dtypes: tuple[np.dtype, ...], *args: Any) -> None:
+    """Run the parallel twin unless another thread has launched one that is not done yet."""
+    kind, *others = dtypes
+    if not _launching.acquire(blocking=False):
+        variant(kind, False, *others)(*args)
         return
     try:
-        variant(x.dtype, True, *others)(*args)
+        variant(kind, True, *others)(*args)
     finally:
-        _release()
+        _launching.release()
 
 
 @functools.cache
@@ -59,22 +72,6 @@ def _preload_tbb() -> None:
                 ctypes.CDLL(str(file.locate()), mode=ctypes.RTLD_GLOBAL)
             except OSError:
                 return
-
-
-def _claim() -> bool:
-    """Whether threads may be launched now. A True is followed by `_release`."""
-    if _forked:
-        return False
-    if layer() == "workqueue" and not _launching.acquire(blocking=False):
-        return False
-    return numba.get_num_threads() > 1 or _release()
-
-
-def _release() -> bool:
-    """Let the next launch through; always False, for `_claim`'s sake."""
-    if layer() == "workqueue":
-        _launching.release()
-    return False
 
 
 def _after_fork_in_child() -> None:

@@ -12,11 +12,10 @@ import numpy as np
 from numba import prange, types
 
 from .compiling import array_in, array_out, variants
-from .launching import run
+from .launching import select
 from .lowlevel import (
     accumulate,
     barrier,
-    elementwise,
     fence,
     flat,
     frozen,
@@ -38,14 +37,14 @@ def rows_forward(
     x: Any, weight: Any, bias: Any, eps: float, center: bool, rounding: bool, y: Any, mean: Any, rstd: Any
 ) -> None:
     """Write y, mean and rstd (R) of every row."""
-    run(_forward, x, (x, weight, bias, eps, center, rounding, y, mean, rstd))
+    select(_forward, x)(x, weight, bias, eps, center, rounding, y, mean, rstd)
 
 
 def rows_backward(
     dy: Any, x: Any, mean: Any, rstd: Any, weight: Any, center: bool, rounding: bool, dx: Any, dweight: Any, dbias: Any
 ) -> None:
     """Write dx, dweight and dbias, each unless it is empty."""
-    run(_backward, x, (dy, x, mean, rstd, weight, center, rounding, dx, dweight, dbias))
+    select(_backward, x)(dy, x, mean, rstd, weight, center, rounding, dx, dweight, dbias)
 
 
 def add_rows_forward(
@@ -63,7 +62,7 @@ def add_rows_forward(
 ) -> None:
     """Write summed = x + residual, and y, mean and rstd of its rows; y is of x's type."""
     args = (x, residual, weight, bias, eps, center, rounding, summed, y, mean, rstd)
-    run(_add_forward, summed, args, x.dtype, residual.dtype)
+    select(_add_forward, summed, x.dtype, residual.dtype)(*args)
 
 
 def add_rows_backward(
@@ -85,7 +84,7 @@ def add_rows_backward(
     An empty dsummed is zero.
     """
     args = (dy, dsummed, summed, mean, rstd, weight, center, rounding, dx, dresidual, dweight, dbias)
-    run(_add_backward, summed, args, dy.dtype)
+    select(_add_backward, summed, dy.dtype)(*args)
 
 
 PAIRED = 8192
@@ -124,7 +123,8 @@ def _row_terms(dy, x, row, cols, mean, rstd, weight, center):
         sum_t += c
     if not center:
         sum_g, sum_t = 0.0, 0.0
-    slope, shift, centre = gradient_terms(sum_g, sum_gt, sum_t, r, cols)
+    centre = sum_t * (1.0 / cols)  # what rounding the mean left in xhat
+    slope, shift = gradient_terms(sum_g, sum_gt, centre, r, cols)
     return m, r, number(centre), number(slope), number(shift + slope * centre)
 
 
@@ -292,7 +292,7 @@ def _differentiate_two(dy, x, row, cols, mean, rstd, weight, center, rounding, d
 )
 def _backward(dy, x, mean, rstd, weight, center, rounding, dx, dweight, dbias):
     rows, cols = x.shape
-    dys, xs, dxs, zero = flat(dy), flat(x), flat(dx), weight.dtype.type(0)
+    dys, xs, dxs = flat(dy), flat(x), flat(dx)
     staged, blocks = must_stage(dx, cols, dy, x), _blocks(rows, cols)
     partial, step = start_sums(blocks, rows, dweight, dbias), 2 if dweight.size and cols <= PAIRED else 1
     for block in prange(blocks):

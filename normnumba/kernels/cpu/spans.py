@@ -276,34 +276,31 @@ def set_upstream(activation, dy, x, residual, start, count, column, line, dz):
 
 
 @inlined
-def gradient_terms(sum_g, sum_gt, sum_t, rstd, count):
-    """slope, shift, centre of what shares a mean: dx = dy * weight * rstd + t * slope + shift and xhat = t - centre
+def gradient_terms(sum_g, sum_gt, centre, rstd, count):
+    """slope, shift of what shares a mean: dx = dy * weight * rstd + t * slope + shift, where xhat = t - centre
 
-    From sums of g = dy * weight, g * t and t over `count` elements.
+    From sums of g = dy * weight and g * t over `count` elements, and what rounding the mean left in xhat.
     """
     share = 1.0 / count
-    centre = sum_t * share  # what rounding the mean left in xhat
     slope = -rstd * (sum_gt - centre * sum_g) * share
-    return slope, -rstd * sum_g * share - slope * centre, centre
+    return slope, -rstd * sum_g * share - slope * centre
 
 
 @inlined_elementwise
 def _plain_sums(dy, at, x, start, count, mean, rstd, zero):
-    """sum(dy), sum(dy * t), sum(t) with t = (x - mean) * rstd"""
-    sum_dy, sum_dyt, sum_t = zero, zero, zero
+    """sum(dy), sum(dy * t) with t = (x - mean) * rstd"""
+    sum_dy, sum_dyt = zero, zero
     for i in range(count):
         g = load(dy, at + i)
-        t = (load(x, start + i) - mean) * rstd
         sum_dy = plus(sum_dy, g)
-        sum_dyt = plus(sum_dyt, g * t)
-        sum_t = plus(sum_t, t)
-    return sum_dy, sum_dyt, sum_t
+        sum_dyt = plus(sum_dyt, g * ((load(x, start + i) - mean) * rstd))
+    return sum_dy, sum_dyt
 
 
 def _summing(active):
     @(scalar if active else inlined)
     def sums(dy, x, residual, start, outer, stride, inner, mean, rstd, line, activation, dz):
-        sum_dy, sum_dyt, sum_t, rest, rest2 = 0.0, 0.0, 0.0, 0.0, 0.0
+        sum_dy, sum_dyt, rest, rest2 = 0.0, 0.0, 0.0, 0.0
         zero = dz.dtype.type(0)
         for o in range(outer):
             first = start + o * stride
@@ -311,13 +308,12 @@ def _summing(active):
                 n = min(BLOCK, first + inner - i)
                 if active:
                     upstream = set_upstream(activation, dy, x, residual, i, n, 0, line, dz)
-                    a, b, c = _plain_sums(upstream, 0, x, i, n, mean, rstd, zero)
+                    a, b = _plain_sums(upstream, 0, x, i, n, mean, rstd, zero)
                 else:
-                    a, b, c = _plain_sums(dy, i, x, i, n, mean, rstd, zero)
+                    a, b = _plain_sums(dy, i, x, i, n, mean, rstd, zero)
                 sum_dy, rest = _two_sum(sum_dy, rest, a)
                 sum_dyt, rest2 = _two_sum(sum_dyt, rest2, b)
-                sum_t += c
-        return sum_dy + rest, sum_dyt + rest2, sum_t
+        return sum_dy + rest, sum_dyt + rest2
 
     return sums
 
@@ -327,7 +323,7 @@ _sums, _active_sums = _summing(False), _summing(True)
 
 @inlined
 def channel_sums(dy, x, residual, start, outer, stride, inner, mean, rstd, line, activation, dz):
-    """sum(dz), sum(dz * t), sum(t) over a span, in float64, with dz = dy * activation' and t = (x - mean) * rstd"""
+    """sum(dz), sum(dz * t) over a span, in float64, with dz = dy * activation' and t = (x - mean) * rstd"""
     if activation:
         return _active_sums(dy, x, residual, start, outer, stride, inner, mean, rstd, line, activation, dz)
     return _sums(dy, x, residual, start, outer, stride, inner, mean, rstd, line, activation, dz)
@@ -340,10 +336,13 @@ def is_far(mean, rstd):
 
 
 @scalar
-def centre_before(activation, x, start, outer, stride, inner, mean, rstd, zero):
-    """mean(t) where an activation needs it before the other sums are known, and 0 where it does not matter"""
+def centre_before(x, start, outer, stride, inner, mean, rstd, zero):
+    """mean(t), which is what rounding the mean left in xhat, and 0 where that does not matter.
+
+    Summing t along with the other sums costs every call a fifth of its additions, and comes too late for an activation.
+    """
     total = 0.0
-    if not activation or not is_far(mean, rstd):
+    if not is_far(mean, rstd):
         return total
     for o in range(outer):
         for i in range(start + o * stride, start + o * stride + inner, BLOCK):

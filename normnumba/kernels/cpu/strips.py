@@ -13,7 +13,7 @@ from numba import prange, types
 
 from .columns import block_moments, column_moments, set_means
 from .compiling import array_in, array_out, variants
-from .launching import run
+from .launching import select
 from .lowlevel import (
     accumulate,
     elementwise,
@@ -34,14 +34,14 @@ def strips_forward(
     x: Any, weight: Any, bias: Any, eps: float, center: bool, rounding: bool, y: Any, mean: Any, rstd: Any
 ) -> None:
     """Write y, and mean and rstd (O * I) of every column."""
-    run(_forward, x, (x, weight, bias, eps, center, rounding, _width(x), y, mean, rstd))
+    select(_forward, x)(x, weight, bias, eps, center, rounding, _width(x), y, mean, rstd)
 
 
 def strips_backward(
     dy: Any, x: Any, mean: Any, rstd: Any, weight: Any, center: bool, rounding: bool, dx: Any, dweight: Any, dbias: Any
 ) -> None:
     """Write dx, dweight and dbias, each unless it is empty."""
-    run(_backward, x, (dy, x, mean, rstd, weight, center, rounding, _width(x), dx, dweight, dbias))
+    select(_backward, x)(dy, x, mean, rstd, weight, center, rounding, _width(x), dx, dweight, dbias)
 
 
 def _width(x: np.ndarray) -> int:
@@ -94,7 +94,9 @@ def _set_terms(dy, x, base, stride, weight, center, vectors):
         sum_g, sum_gt, sum_t = totals[0, j], totals[1, j], totals[2, j]
         if not center:
             sum_g, sum_t = 0.0, 0.0
-        vectors[2, j], vectors[3, j], vectors[4, j] = gradient_terms(sum_g, sum_gt, sum_t, rstd[j], rows)
+        centre = sum_t / rows
+        slope, shift = gradient_terms(sum_g, sum_gt, centre, rstd[j], rows)
+        vectors[2, j], vectors[3, j], vectors[4, j] = slope, shift, centre
 
 
 @variants(
