@@ -2,7 +2,8 @@
 
 Tests, benchmarks and reports all iterate `OPS`. A row names a public function, which exists under the same name in
 `normnumba` and in `normnumba.reference`, builds arguments for it, and says what the fastest possible run must move.
-Rows with a "+" in their name are the same function fused with what the "+" says.
+Peers know a row by the same name, each in a module of its own. Rows with a "+" in their name are the same function
+fused with what the "+" says.
 """
 
 from __future__ import annotations
@@ -57,7 +58,6 @@ class Geometry:
 
 
 Builder = Callable[[Geometry, np.dtype, np.random.Generator], Arguments]
-Peer = Callable[[ModuleType, Arguments], Callable[..., Any]]
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,6 @@ class Op:
     fits a private cache."""
     extra_transfers: int
     """How many more where it does not fit."""
-    torch: Peer | None = None
-    """torch(torch, arguments) -> a call without arguments that computes the same; None where torch has no such op."""
     fused: bool = False
     """Whether it is made of ops with rows of their own, and timed on few shapes for that reason."""
 
@@ -102,6 +100,10 @@ class Op:
         unit = unit_size(self.family, geometry) * dtype.itemsize
         passes = self.transfers + (self.extra_transfers if unit > private_cache else 0)
         return passes * geometry.size * dtype.itemsize
+
+
+X_SIZED = frozenset({"x", "residual", "dy", "dsummed", "summed", "y", "dx", "dresidual"})
+"""The names of arguments and outputs that have x's shape and dtype; the others are parameters and statistics."""
 
 
 def data_of(arguments: Arguments) -> np.ndarray:
@@ -266,170 +268,16 @@ def _followed(plain: Op, activation: str, residual: bool) -> Builder:
     return arguments
 
 
-# --- what torch calls the same thing ---------------------------------------------------------------------------------
-
-
-def tensor(torch: ModuleType, array: np.ndarray, channel_axis: int = 1) -> Any:
-    """`array` as a torch tensor that shares its memory, channels on torch's axis 1."""
-    if array.dtype == ml_dtypes.bfloat16:
-        shared = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    else:
-        shared = torch.from_numpy(array)
-    return shared if array.ndim < 2 else shared.movedim(channel_axis, 1)
-
-
-def _tensors(torch: ModuleType, arguments: Arguments, channel_axis: int = 1) -> dict[str, Any]:
-    return {k: tensor(torch, v, channel_axis) for k, v in arguments.items() if isinstance(v, np.ndarray)}
-
-
-def _rows(torch: ModuleType, a: Arguments) -> dict[str, Any]:
-    """Tensors with the normalized axis last, which is the only place where torch takes it."""
-    t = _tensors(torch, a)
-    return {k: v.movedim(a["axis"], -1) if k in ("dy", "x") else v for k, v in t.items()}
-
-
-def _torch_layer_forward(torch: ModuleType, a: Arguments) -> Callable[[], Any]:
-    t = _rows(torch, a)
-    return lambda: torch.native_layer_norm(t["x"], t["weight"].shape, t["weight"], t["bias"], 1e-5)
-
-
-def _torch_layer_backward(torch: ModuleType, a: Arguments) -> Callable[[], Any]:
-    t = _rows(torch, a)
-    mean, rstd = (t[k].unsqueeze(-1) for k in ("mean", "rstd"))
-    f, shape = torch.ops.aten.native_layer_norm_backward, t["weight"].shape
-    return lambda: f(t["dy"], t["x"], shape, mean, rstd, t["weight"], t["bias"], [True, True, True])
-
-
-def _torch_add_layer_forward(torch: ModuleType, a: Arguments) -> Callable[[], Any]:
-    t = _tensors(torch, a)
-
-    def run() -> tuple[Any, ...]:
-        summed = t["x"] + t["residual"]
-        y, *statistics = torch.native_layer_norm(summed, t["weight"].shape, t["weight"], t["bias"], 1e-5)
-        return y, summed, *statistics
-
-    return run
-
-
-def _torch_add_layer_backward(torch: ModuleType, a: Arguments) -> Callable[[], Any]:
-    norm, dsummed = _torch_layer_backward(torch, {**a, "x": a["summed"]}), tensor(torch, a["dsummed"])
-
-    def run() -> tuple[Any, ...]:
-        dsum, dweight, dbias = norm()
-        dx = dsum.add_(dsummed)
-        return dx, dx, dweight, dbias
-
-    return run
-
-
-def _torch_rms_forward(torch: ModuleType, a: Arguments) -> Callable[[], Any]:
-    t = _rows(torch, a)
-    return lambda: torch.nn.functional.rms_norm(t["x"], t["weight"].shape, t["weight"], 1e-6)
-
-
-def _torch_add_rms_forward(torch: ModuleType, a: Arguments) -> Callable[[], Any]:
-    t = _tensors(torch, a)
-
-    def run() -> tuple[Any, ...]:
-        summed = t["x"] + t["residual"]
-        return torch.nn.functional.rms_norm(summed, t["weight"].shape, t["weight"], 1e-6), summed
-
-    return run
-
-
-def _torch_batch_forward(torch: ModuleType, a: Arguments) -> Callable[[], Any]:
-    t = _tensors(torch, a, a["channel_axis"])
-    return lambda: torch.native_batch_norm(t["x"], t["weight"], t["bias"], None, None, True, 0.1, 1e-5)
-
-
-def _torch_batch_backward(torch: ModuleType, a: Arguments) -> Callable[[], Any]:
-    t = _tensors(torch, a, a["channel_axis"])
-    f, mask = torch.ops.aten.native_batch_norm_backward, [True, True, True]
-    return lambda dy=t["dy"]: f(dy, t["x"], t["weight"], None, None, t["mean"], t["rstd"], True, 1e-5, mask)
-
-
-def _torch_batch_inference(torch: ModuleType, a: Arguments) -> Callable[[], Any]:
-    t = _tensors(torch, a, a["channel_axis"])
-    return lambda: torch.native_batch_norm(t["x"], t["weight"], t["bias"], t["mean"], t["var"], False, 0.1, 1e-5)
-
-
-def _torch_batch_inference_backward(torch: ModuleType, a: Arguments) -> Callable[[], Any]:
-    t = _tensors(torch, a, a["channel_axis"])
-    f, mask = torch.ops.aten.native_batch_norm_backward, [True, True, True]
-    return lambda: f(t["dy"], t["x"], t["weight"], t["mean"], t["var"], None, None, False, 1e-5, mask)
-
-
-def _torch_group_forward(torch: ModuleType, a: Arguments) -> Callable[[], Any]:
-    t = _tensors(torch, a, a["channel_axis"])
-    n, c, *rest = t["x"].shape
-    size = math.prod(rest)
-    groups = a.get("num_groups", c)
-    return lambda: torch.native_group_norm(t["x"], t["weight"], t["bias"], n, c, size, groups, 1e-5)
-
-
-def _torch_group_backward(torch: ModuleType, a: Arguments) -> Callable[[], Any]:
-    t = _tensors(torch, a, a["channel_axis"])
-    n, c, *rest = t["x"].shape
-    size, groups, mask = math.prod(rest), a.get("num_groups", c), [True, True, True]
-    mean, rstd = torch.from_numpy(a["mean"]), torch.from_numpy(a["rstd"])
-    f = torch.ops.aten.native_group_norm_backward
-    return lambda dy=t["dy"]: f(dy, t["x"], mean, rstd, t["weight"], n, c, size, groups, mask)
-
-
-def _torch_activation(torch: ModuleType, name: str) -> tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]:
-    """y from z, in place where torch can, and dz from dy and z."""
-    aten, functional = torch.ops.aten, torch.nn.functional
-    return {
-        "relu": (torch.relu_, lambda dy, z: aten.threshold_backward(dy, z, 0)),
-        "gelu": (functional.gelu, aten.gelu_backward),
-        "silu": (lambda z: functional.silu(z, inplace=True), aten.silu_backward),
-    }[name]
-
-
-def _torch_followed(forward: Peer, backward: Peer | None = None) -> Peer:
-    """`forward`, or else `backward`, of a norm with a residual and an activation behind it."""
-
-    def peer(torch: ModuleType, a: Arguments) -> Callable[[], Any]:
-        residual = _tensors(torch, a, a["channel_axis"]).get("residual")
-        norm = forward(torch, a)
-        activate, differentiate = _torch_activation(torch, a["activation"])
-
-        def before() -> tuple[Any, ...]:
-            z, *statistics = norm()
-            return (z if residual is None else z.add_(residual)), *statistics
-
-        def run() -> tuple[Any, ...]:
-            z, *statistics = before()
-            return activate(z), *statistics
-
-        if backward is None:
-            return run
-        # Autograd has kept z, or the like, from the forward.
-        gradients, (z, *_), dy = backward(torch, a), before(), tensor(torch, a["dy"], a["channel_axis"])
-
-        def run_backward() -> tuple[Any, ...]:
-            dz = differentiate(dy, z)
-            return gradients(dz) if residual is None else (*gradients(dz), dz)
-
-        return run_backward
-
-    return peer
-
-
 # --- the rows --------------------------------------------------------------------------------------------------------
 
 GRADIENTS = ("dx", "dweight", "dbias")
 
 OPS = (
-    Op(
-        "layer_norm_forward", "layer_norm", "forward", ("y", "mean", "rstd"), _layer_forward, 2, 1, _torch_layer_forward
-    ),
-    Op("layer_norm_backward", "layer_norm", "backward", GRADIENTS, _layer_backward, 3, 2, _torch_layer_backward),
-    Op("rms_norm_forward", "rms_norm", "forward", ("y", "rstd"), _rms_forward, 2, 1, _torch_rms_forward),
+    Op("layer_norm_forward", "layer_norm", "forward", ("y", "mean", "rstd"), _layer_forward, 2, 1),
+    Op("layer_norm_backward", "layer_norm", "backward", GRADIENTS, _layer_backward, 3, 2),
+    Op("rms_norm_forward", "rms_norm", "forward", ("y", "rstd"), _rms_forward, 2, 1),
     Op("rms_norm_backward", "rms_norm", "backward", ("dx", "dweight"), _rms_backward, 3, 2),
-    Op(
-        "batch_norm_forward", "batch_norm", "forward", ("y", "mean", "rstd"), _batch_forward, 2, 1, _torch_batch_forward
-    ),
+    Op("batch_norm_forward", "batch_norm", "forward", ("y", "mean", "rstd"), _batch_forward, 2, 1),
     Op(
         "batch_norm_backward",
         "batch_norm",
@@ -438,9 +286,8 @@ OPS = (
         _batch_backward,
         3,
         2,
-        _torch_batch_backward,
     ),
-    Op("batch_norm_inference", "batch_norm", "inference", ("y",), _batch_inference, 2, 0, _torch_batch_inference),
+    Op("batch_norm_inference", "batch_norm", "inference", ("y",), _batch_inference, 2, 0),
     Op(
         "batch_norm_inference_backward",
         "batch_norm",
@@ -449,12 +296,9 @@ OPS = (
         _batch_inference_backward,
         3,
         0,
-        _torch_batch_inference_backward,
     ),
-    Op(
-        "group_norm_forward", "group_norm", "forward", ("y", "mean", "rstd"), _group_forward, 2, 1, _torch_group_forward
-    ),
-    Op("group_norm_backward", "group_norm", "backward", GRADIENTS, _group_backward, 3, 2, _torch_group_backward),
+    Op("group_norm_forward", "group_norm", "forward", ("y", "mean", "rstd"), _group_forward, 2, 1),
+    Op("group_norm_backward", "group_norm", "backward", GRADIENTS, _group_backward, 3, 2),
     Op(
         "instance_norm_forward",
         "instance_norm",
@@ -463,7 +307,6 @@ OPS = (
         _batch_forward,
         2,
         1,
-        _torch_group_forward,
     ),
     Op(
         "instance_norm_backward",
@@ -473,7 +316,6 @@ OPS = (
         _instance_backward,
         3,
         2,
-        _torch_group_backward,
     ),
     Op("batch_moments", "batch_norm", "moments", ("count", "mean", "var"), _moments, 1, 0),
     Op("batch_norm_backward_sums", "batch_norm", "moments", ("sum_dy", "sum_dy_xhat"), _backward_sums, 2, 0),
@@ -486,7 +328,6 @@ OPS = (
         _with_residual(_layer_forward),
         4,
         1,
-        _torch_add_layer_forward,
         fused=True,
     ),
     Op(
@@ -497,7 +338,6 @@ OPS = (
         _add_backward(_layer_forward, "add_layer_norm_forward"),
         4,
         2,
-        _torch_add_layer_backward,
         fused=True,
     ),
     Op(
@@ -508,7 +348,6 @@ OPS = (
         _with_residual(_rms_forward),
         4,
         1,
-        _torch_add_rms_forward,
         fused=True,
     ),
     Op(
@@ -524,7 +363,7 @@ OPS = (
 )
 
 
-def _fused(name: str, forward: Peer, backward: Peer | None = None) -> Op:
+def _fused(name: str) -> Op:
     """The row of the function that `name` begins with, and of the activation that it ends with."""
     plain = next(op for op in OPS if op.name == name.partition("+")[0])
     *_, activation = name.split("+")
@@ -536,20 +375,24 @@ def _fused(name: str, forward: Peer, backward: Peer | None = None) -> Op:
         arguments=_followed(plain, activation, residual),
         transfers=plain.transfers + residual + written,
         extra_transfers=plain.extra_transfers + written,  # by then, a backward has to read the residual twice
-        torch=_torch_followed(forward, backward),
         fused=True,
     )
 
 
-OPS += (
-    _fused("batch_norm_forward+relu", _torch_batch_forward),
-    _fused("batch_norm_backward+relu", _torch_batch_forward, _torch_batch_backward),
-    _fused("batch_norm_forward+residual+relu", _torch_batch_forward),
-    _fused("batch_norm_backward+residual+relu", _torch_batch_forward, _torch_batch_backward),
-    _fused("batch_norm_inference+silu", _torch_batch_inference),
-    _fused("group_norm_forward+silu", _torch_group_forward),
-    _fused("group_norm_backward+silu", _torch_group_forward, _torch_group_backward),
-    _fused("group_norm_forward+gelu", _torch_group_forward),
+OPS += tuple(
+    map(
+        _fused,
+        (
+            "batch_norm_forward+relu",
+            "batch_norm_backward+relu",
+            "batch_norm_forward+residual+relu",
+            "batch_norm_backward+residual+relu",
+            "batch_norm_inference+silu",
+            "group_norm_forward+silu",
+            "group_norm_backward+silu",
+            "group_norm_forward+gelu",
+        ),
+    )
 )
 
 SHAPES = {

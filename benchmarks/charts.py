@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import figures
@@ -11,6 +13,13 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 INK, GRID, OURS, LOSS, PEER = "#1f2933", "#e4e7eb", "#1f6f8b", "#c2410c", "#8a94a0"
+SYMBOLS = {
+    "torch": "circle-open",
+    "torch_compile": "diamond-open",
+    "jax": "square-open",
+    "onnxruntime": "triangle-up-open",
+    "numpy": "x-thin-open",
+}
 ROW = 19
 """Height of a case in pixels."""
 
@@ -34,28 +43,41 @@ def _figure(height: int, **layout: Any) -> Figure:
     return figure
 
 
+def _points(
+    cases: list[dict[str, Any]], names: list[str], ratio: Callable[[dict[str, Any]], float | None]
+) -> tuple[list[float], list[str]]:
+    """The cases that have a ratio, as x and y."""
+    found = [(value, name) for case, name in zip(cases, names, strict=True) if (value := ratio(case)) is not None]
+    return [value for value, _ in found], [name for _, name in found]
+
+
 def ratios(cases: list[dict[str, Any]]) -> Figure:
-    """A peer's time over ours, one row a case, on a log axis with a line at 1."""
+    """Every peer's time over ours, one row a case, on a log axis with a line at 1."""
     import plotly.graph_objects as go
 
     figure = _figure(90 + ROW * len(cases))
     names = [figures.label(case) + (" ~" if figures.unsteady(case) else "") for case in cases]
-    numpy = [case["times_numpy"] for case in cases]
-    torch = [case["times_torch"] for case in cases]
     hover = "%{y}<br>%{x:.2f} times our time<extra>%{fullData.name}</extra>"
-    hollow = {"symbol": "circle-open", "size": 8, "color": PEER}
-    figure.add_trace(go.Scatter(x=numpy, y=names, mode="markers", name="NumPy", marker=hollow, hovertemplate=hover))
+    for peer in figures.peers_of(cases):
+        x, y = _points(cases, names, lambda case, peer=peer: figures.ratio(case, peer))
+        hollow = {"symbol": SYMBOLS[peer], "size": 7, "color": PEER}
+        figure.add_trace(
+            go.Scatter(x=x, y=y, mode="markers", name=figures.title(peer), marker=hollow, hovertemplate=hover)
+        )
     for name, color, kept in (
-        ("torch, slower than us or level", OURS, lambda ratio: ratio >= 1 - figures.LEVEL),
-        ("torch, faster than us", LOSS, lambda ratio: ratio < 1 - figures.LEVEL),
+        ("the fastest framework, slower than us or level", OURS, lambda ratio: ratio >= 1 - figures.LEVEL),
+        ("the fastest framework, faster than us", LOSS, lambda ratio: ratio < 1 - figures.LEVEL),
     ):
-        chosen = [
-            (ratio, label) for ratio, label in zip(torch, names, strict=True) if ratio is not None and kept(ratio)
-        ]
-        if chosen:
-            x, y = zip(*chosen, strict=True)
-            marker = {"size": 10, "color": color}
-            figure.add_trace(go.Scatter(x=x, y=y, mode="markers", name=name, marker=marker, hovertemplate=hover))
+        chosen = [case["times_fastest"] is not None and kept(case["times_fastest"]) for case in cases]
+        winners = list(compress(cases, chosen))
+        x, y = _points(winners, list(compress(names, chosen)), lambda case: case["times_fastest"])
+        marker = {"size": 10, "color": color}
+        text = [f"{figures.title(case['fastest_peer'])}, the fastest" for case in winners]
+        named = hover.replace("%{fullData.name}", "%{text}")
+        if x:
+            figure.add_trace(
+                go.Scatter(x=x, y=y, text=text, mode="markers", name=name, marker=marker, hovertemplate=named)
+            )
     ticks = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500]
     figure.update_xaxes(
         type="log", title="the peer's time / our time", tickvals=ticks, ticktext=[f"{t:g}x" for t in ticks]

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.machine import DISTURBED
+from benchmarks.selection import SIZES, SMALL_BYTES
+
+TITLES = {
+    "torch": "torch eager",
+    "torch_compile": "torch.compile",
+    "jax": "JAX jit",
+    "onnxruntime": "ONNX Runtime",
+    "numpy": "NumPy",
+}
+"""The peers as people know them, in the order of tables."""
+
+SHORT = {"torch": "torch", "torch_compile": "compile", "jax": "JAX", "onnxruntime": "ORT", "numpy": "NumPy"}
+"""The same where there is little room."""
 
 LEVEL = 0.05
 """Times within this part of each other count as level: neither side is called faster."""
@@ -58,9 +72,48 @@ def streams(case: dict[str, Any]) -> bool:
     return case["x_bytes"] >= STREAMING_BYTES
 
 
+def title(peer: str) -> str:
+    """A peer's name for people."""
+    return TITLES.get(peer, peer)
+
+
+def ratio(case: dict[str, Any], peer: str) -> float | None:
+    """A peer's time over ours; of the fastest framework where `peer` is "fastest"."""
+    return case["times_fastest"] if peer == "fastest" else case["times"].get(peer)
+
+
+def fastest(case: dict[str, Any]) -> str:
+    """The fastest framework and its time over ours, in short."""
+    return f"{SHORT[case['fastest_peer']]} {times(case['times_fastest'])}" if case["fastest_peer"] else "-"
+
+
+def peers_of(cases: Iterable[dict[str, Any]]) -> list[str]:
+    """The peers that any of the cases was compared with."""
+    return [name for name in TITLES if any(name in case["times"] for case in cases)]
+
+
+def frameworks(peers: Iterable[str]) -> str:
+    """The names of those that compete for being the fastest."""
+    return ", ".join(title(name) for name in peers if name != "numpy")
+
+
+def left_out(cases: Iterable[dict[str, Any]]) -> list[str]:
+    """Which peers were left out where, and why, in one line a peer and reason."""
+    where: dict[tuple[str, str], list[str]] = {}
+    for case in cases:
+        for peer, reason in case["left_out"].items():
+            where.setdefault((peer, reason), []).append(label(case))
+    return [
+        f"Without {title(peer)} ({reason}): {', '.join(labels[:3])}"
+        + (f" and {len(labels) - 3} more" if len(labels) > 3 else "")
+        for (peer, reason), labels in where.items()
+    ]
+
+
 def disturbance(case: dict[str, Any]) -> float:
     """How far other processes, or rounds that disagree, spoil a case's ratios: beyond 1 these say little."""
-    spread = max(case["spread"].get(name, 0.0) for name in ("ours", "ours_out", "torch", "ceiling"))
+    deciding = ("ours", "ours_out", "ceiling", "torch", case["fastest_peer"])
+    spread = max(case["spread"].get(name, 0.0) for name in deciding)
     return max(spread / UNSTEADY, case["others"] / DISTURBED)
 
 
@@ -81,16 +134,21 @@ class Tally:
     median: float
     high: float
 
+    def __str__(self) -> str:
+        return (
+            f"Against {'the fastest framework' if self.peer == 'fastest' else title(self.peer)}: {self.faster} of "
+            f"{self.count} faster, {self.level} level, {len(self.slower)} slower; median {times(self.median)}."
+        )
+
 
 def tally(cases: list[dict[str, Any]], peer: str) -> Tally | None:
-    """Compare with `peer` ("torch" or "numpy"); None where no steady case has it."""
-    key = f"times_{peer}"
-    with_peer = [case for case in cases if case[key] is not None and not unsteady(case)]
-    if not with_peer:
+    """Compare with `peer`, or with the "fastest" framework of each case; None where no steady case has it."""
+    found = [(value, case) for case in cases if (value := ratio(case, peer)) is not None and not unsteady(case)]
+    if not found:
         return None
-    ratios = [case[key] for case in with_peer]
-    slower = sorted((case for case in with_peer if case[key] < 1 - LEVEL), key=lambda case: case[key])
-    faster = sum(ratio > 1 + LEVEL for ratio in ratios)
+    ratios = [value for value, _ in found]
+    slower = [case for value, case in sorted(found, key=lambda pair: pair[0]) if value < 1 - LEVEL]
+    faster = sum(value > 1 + LEVEL for value in ratios)
     return Tally(
         peer,
         len(ratios),
@@ -101,6 +159,46 @@ def tally(cases: list[dict[str, Any]], peer: str) -> Tally | None:
         statistics.median(ratios),
         max(ratios),
     )
+
+
+def tallies(cases: list[dict[str, Any]]) -> list[str]:
+    """How the cases compare with the fastest framework, torch and NumPy, in a line each."""
+    found = (tally(cases, peer) for peer in ("fastest", "torch", "numpy"))
+    return [str(one) for one in found if one]
+
+
+def _count(cases: Sequence[Any]) -> str:
+    return f"{len(cases)} case{'s' if len(cases) != 1 else ''}"
+
+
+def _worst(cases: list[dict[str, Any]], peer: str) -> str:
+    """The geometric mean of the ratios to a peer, and the lowest, in words."""
+    found = [(value, label(case)) for case in cases if (value := ratio(case, peer)) is not None]
+    if not found:
+        return "nothing to compare with"
+    mean = statistics.geometric_mean(value for value, _ in found)
+    low, where = min(found)
+    return f"{times(mean)} on geometric average, {times(low)} at worst ({where})"
+
+
+def _median_ceiling(cases: list[dict[str, Any]], *directions: str) -> str:
+    found = [case["percent_of_ceiling"] for case in cases if case["direction"] in directions]
+    return f"{percent(statistics.median(found) if found else None)} ({_count(found)})"
+
+
+def classes(cases: list[dict[str, Any]]) -> list[str]:
+    """What the steady cases of each size say, in a line each."""
+    of = {size: [case for case in cases if case["size"] == size and not unsteady(case)] for size in SIZES}
+    small, cache, memory = (of[size] for size in SIZES)
+    lines = (
+        f"Small calls, x below {nbytes(SMALL_BYTES)}, {_count(small)}: "
+        f"against torch eager {_worst(small, 'torch')}; against the fastest {_worst(small, 'fastest')}.",
+        f"Within the last-level cache, {_count(cache)}: against the fastest {_worst(cache, 'fastest')}.",
+        f"Beyond the last-level cache, {_count(memory)}: median of the ceiling, forward "
+        f"{_median_ceiling(memory, 'forward', 'inference')}, backward {_median_ceiling(memory, 'backward')}; "
+        f"against the fastest {_worst(memory, 'fastest')}.",
+    )
+    return [line for line, cases in zip(lines, (small, cache, memory), strict=True) if cases]
 
 
 def ceiling_median(cases: list[dict[str, Any]]) -> float | None:

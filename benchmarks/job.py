@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 import sys
 import time
@@ -22,7 +23,7 @@ PARTS = {
     "check": "describe the machine, and say what makes its times doubtful",
     "verify": "compare every op with the float64 reference",
     "asv": "time the commit HEAD and save the times in reports/results",
-    "peers": "time normnumba, NumPy and torch side by side, next to the streaming ceiling",
+    "peers": "time normnumba, NumPy, torch, JAX and ONNX Runtime side by side, next to the streaming ceiling",
     "ceiling": "measure how fast this machine reads, copies and adds",
     "report": "write reports/index.html from what is there",
     "readme": "write the table of results into README.md",
@@ -106,10 +107,18 @@ class Job:
 
     def origin(self) -> dict[str, Any]:
         """Where numbers come from: stands in every file that this job writes."""
+        from benchmarks import report
+
         commit = asv_run.commit()
         mode = "quick" if self.options.quick else "full" if self.options.full else "default"
         clean = commit is not None and not asv_run.uncommitted()
-        return {"format": 1, "mode": mode, "selection": self.selection_text, "commit": commit, "clean": clean}
+        return {
+            "format": report.FORMAT,
+            "mode": mode,
+            "selection": self.selection_text,
+            "commit": commit,
+            "clean": clean,
+        }
 
     # --- the parts ---
 
@@ -182,27 +191,35 @@ class Job:
         self.console.print(outcome.message, style=None if outcome.ok else "red", markup=False, highlight=False)
         return DONE if outcome.ok else FAILED
 
+    def compile_from(self) -> float:
+        """Bytes of x from which torch.compile takes part: a second a cell, and the first takes ten."""
+        if self.options.quick:
+            return math.inf
+        return 0 if self.options.full or self.filtered else selection.SMALL_BYTES
+
     def peers(self) -> int:
         from benchmarks import peers, report
         from benchmarks.measure import Effort
 
-        torch = peers.find_torch()
-        if torch is None:
-            self.console.print("[yellow]torch is not installed: no comparison with it.")
+        found, missing = peers.load()
+        for name, problem in missing.items():
+            self.console.print(f"[yellow]No comparison with {figures.TITLES[name]}: {problem}.")
         effort = Effort(rounds=3, block=0.03, budget=0.5) if self.options.quick else Effort()
         machine, cells, cases = self.machine(), self.timed_cells(), []
         patience = QUICK_PATIENCE if self.options.quick else PATIENCE
         with self.progress("timing", len(cells)) as step:
             for cell in cells:
                 step(str(cell), advance=0)
-                case = peers.compare(cell, effort, torch)
+                comparison = peers.Comparison(cell, found, self.compile_from())
+                case = comparison.time(effort)
                 if figures.unsteady(case) and patience > 0:  # once more, and keep the one that was disturbed less
                     start = time.perf_counter()
-                    case = min(case, peers.compare(cell, effort, torch), key=figures.disturbance)
+                    case = min(case, comparison.time(effort), key=figures.disturbance)
                     patience -= time.perf_counter() - start
                 cases.append(case)
                 step(str(cell))
-        report.save(self.options.output / "peers.json", {**self.origin(), "machine": machine, "cases": cases})
+        content = {**self.origin(), "machine": machine, "missing": missing, "cases": cases}
+        report.save(self.options.output / "peers.json", content)
         self._show_cases(cases)
         return DONE
 
@@ -234,7 +251,7 @@ class Job:
 
         peers = report.load(self.options.output / "peers.json")
         if peers is None:
-            self.console.print("[red]No peers.json: run `python -m benchmarks peers` first.")
+            self.console.print("[red]No peers.json of this version: run `python -m benchmarks peers` first.")
             return FAILED
         if peers["mode"] == "quick" or peers["selection"]:
             self.console.print("[red]peers.json is of a quick or filtered run; the README shows whole runs only.")
@@ -290,30 +307,23 @@ class Job:
     def _show_cases(self, cases: Sequence[dict[str, Any]]) -> None:
         from rich.table import Table
 
-        table = Table(title="Median times; torch and NumPy: their time over ours")
-        for column in ("op", "shape", "dtype", "time", "GB/s", "of ceiling", "torch", "NumPy"):
-            table.add_column(column, justify="left" if column in ("op", "shape", "dtype") else "right")
+        peers = figures.peers_of(cases)
+        table = Table(title="Median times; then the fastest framework's time over ours, and every peer's")
+        table.add_column("case")
+        for column in ("time", "of ceiling", "fastest", *(figures.SHORT[peer] for peer in peers)):
+            table.add_column(column, justify="right", no_wrap=True)
         for case in cases:
-            numbers = (
-                figures.seconds(case["seconds"]["ours"]),
-                figures.rate(case["gbs"]),
-                figures.percent(case["percent_of_ceiling"]),
-                figures.times(case["times_torch"]),
-                figures.times(case["times_numpy"]),
-            )
-            table.add_row(case["op"], case["geometry"], case["dtype"], *numbers)
+            numbers = (figures.seconds(case["seconds"]["ours"]), figures.percent(case["percent_of_ceiling"]))
+            ratios = (figures.times(figures.ratio(case, peer)) for peer in peers)
+            table.add_row(figures.label(case), *numbers, figures.fastest(case), *ratios)
         self.console.print(table)
+        for line in figures.left_out(cases):
+            self.console.print(line, style="dim", markup=False, highlight=False)
         unsteady = sum(map(figures.unsteady, cases))
         if unsteady:
             self.console.print(f"[yellow]{unsteady} of {len(cases)} cases were unsteady: is something else running?")
-        for peer in ("torch", "numpy"):
-            tally = figures.tally(list(cases), peer)
-            if tally:
-                self.console.print(
-                    f"Against {peer}: {tally.faster} of {tally.count} faster, {tally.level} level, {len(tally.slower)} "
-                    f"slower; median {figures.times(tally.median)}.",
-                    highlight=False,
-                )
+        for line in (*figures.tallies(cases), *figures.classes(cases)):
+            self.console.print(line, markup=False, highlight=False)
 
 
 def cuda_refusal() -> str:
@@ -334,7 +344,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return MISUSED
     console = Console()
     if not console.is_terminal:
-        console = Console(width=120)  # a log has no width, and rich would cut the tables at 80
+        console = Console(width=140)  # a log has no width, and rich would cut the tables at 80
     if options.device == "cuda":
         console.print(cuda_refusal(), style="red")
         return FAILED

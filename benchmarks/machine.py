@@ -8,10 +8,11 @@ import os
 import platform
 import re
 import time
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("normnumba", "numba", "llvmlite", "numpy", "ml_dtypes", "tbb", "torch", "asv")
+PACKAGES = ("normnumba", "numba", "llvmlite", "numpy", "ml_dtypes", "tbb", "torch", "jax", "onnxruntime", "asv")
 
 DISTURBED = 0.15
 """Cores kept busy by others beyond which times say little."""
@@ -50,6 +51,12 @@ def caches() -> dict[str, int]:
 def private_cache() -> int:
     """Bytes that one core can keep to itself, 1 MiB where the system does not say."""
     return caches().get("L2", 1 << 20)
+
+
+@lru_cache(maxsize=1)
+def last_level_cache() -> int:
+    """Bytes of the largest cache, 32 MiB where the system does not say."""
+    return max(caches().values(), default=1 << 25)
 
 
 def governor() -> str | None:

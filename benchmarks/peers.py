@@ -1,37 +1,64 @@
-"""normnumba, NumPy and torch side by side in one process, next to the streaming ceiling.
+"""normnumba and whatever else is installed side by side in one process, next to the streaming ceiling.
 
-Two ways of calling normnumba are timed. `ours` allocates its outputs, as NumPy and torch do, and is what is compared
-with them. `ours_out` writes its large output into an existing array, as the ceiling does, and gives GB/s and percent of
-it: fresh pages of memory cost as much as a kernel. An op without a large output has the first way only.
+Two ways of calling normnumba are timed. `ours` allocates its outputs, as its peers do, and is what is compared with
+them. `ours_out` writes its large output into an existing array, as the ceiling does, and gives GB/s and percent of it:
+fresh pages of memory cost as much as a kernel. An op without a large output has the first way only.
+
+Every framework runs as it comes, on as many threads as numba, and allocates as it likes: ONNX Runtime and, up to 32
+MiB, NumPy and torch get the pages of the call before. A framework is timed where its results agree with the reference.
 """
 
 from __future__ import annotations
 
 import inspect
+import shutil
+import warnings
+from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 import normnumba
-from benchmarks import ceiling, numpy_peer
-from benchmarks.cases import Arguments, data_of
+from benchmarks import ceiling, jax_peer, numpy_peer, onnx_peer, torch_peer
+from benchmarks.cases import Arguments, Op, data_of
+from benchmarks.contender import Contender, disagreement
 from benchmarks.machine import Others, numba_threads, private_cache
 from benchmarks.measure import Call, Effort, Timing, side_by_side
-from benchmarks.selection import Cell
+from benchmarks.selection import SMALL_BYTES, Cell, size_class
+from normnumba import reference
 
-FORMAT = 1
-"""Version of what `compare` returns and reports/peers.json holds."""
+NOT_COMPILED = f"not timed below {SMALL_BYTES >> 10} KiB without --full, nor in quick runs"
+"""Why torch.compile misses small cells: it takes a second a cell, to find that its guards alone cost 20 us a call."""
+
+Prepare = Callable[[Op, Arguments], Contender | None]
+
+PEERS: dict[str, tuple[ModuleType, Prepare]] = {
+    "torch": (torch_peer, torch_peer.prepare),
+    "torch_compile": (torch_peer, torch_peer.prepare_compiled),
+    "jax": (jax_peer, jax_peer.prepare),
+    "onnxruntime": (onnx_peer, onnx_peer.prepare),
+}
+"""The frameworks whose fastest we want to beat. NumPy is timed beside them and is none of them."""
 
 
-def find_torch() -> ModuleType | None:
-    """torch with as many threads as numba has, or None where it is not installed."""
+def obstacle(name: str, threads: int) -> str | None:
+    """Why a peer cannot run here; None where it can, and is loaded then."""
+    if name == "torch_compile" and not shutil.which("g++"):
+        return "there is no g++"
     try:
-        import torch
-    except ImportError:
-        return None
-    torch.set_num_threads(numba_threads()[0])
-    return torch
+        PEERS[name][0].load(threads)
+    except ImportError as problem:
+        return f"{problem.name} is not installed"
+    return None
+
+
+def load() -> tuple[dict[str, Prepare], dict[str, str]]:
+    """The peers that can run here, and why the others cannot."""
+    threads = numba_threads()[0]
+    missing = {name: problem for name in PEERS if (problem := obstacle(name, threads))}
+    return {name: prepare for name, (_, prepare) in PEERS.items() if name not in missing}, missing
 
 
 def large_outputs(cell: Cell, outputs: tuple[Any, ...]) -> int:
@@ -41,40 +68,78 @@ def large_outputs(cell: Cell, outputs: tuple[Any, ...]) -> int:
     return min(len(large), 0 if cell.op.direction == "moments" else cell.op.transfers // 2)
 
 
-def contenders(cell: Cell, arguments: Arguments, torch: ModuleType | None) -> dict[str, Call]:
-    """Everything that can compute the cell, by name."""
+def our_calls(cell: Cell, arguments: Arguments) -> dict[str, Call]:
+    """normnumba in both ways, and NumPy."""
     ours = getattr(normnumba, cell.op.function)
-    calls: dict[str, Call] = {"ours": lambda: ours(**arguments)}
+    calls: dict[str, Call] = {"ours": partial(ours, **arguments)}
     if cell.op.direction != "moments" and "out" in inspect.signature(ours).parameters:
-        out = np.zeros_like(data_of(arguments))
-        calls["ours_out"] = lambda: ours(**arguments, out=out)
+        calls["ours_out"] = partial(ours, **arguments, out=np.zeros_like(data_of(arguments)))
     if hasattr(numpy_peer, cell.op.function):
         calls["numpy"] = lambda: cell.op(numpy_peer, arguments)
-    if torch is not None and cell.op.torch is not None:
-        calls["torch"] = cell.op.torch(torch, arguments)
     return calls
 
 
-def compare(cell: Cell, effort: Effort, torch: ModuleType | None) -> dict[str, Any]:
-    """Time one cell against its peers and its ceiling."""
-    arguments = cell.arguments()
-    writes = large_outputs(cell, cell.op(normnumba, arguments))
-    moved = cell.op.bytes_moved(cell.geometry, data_of(arguments).dtype, private_cache())
-    transfers = moved // cell.x_bytes if cell.x_bytes else cell.op.transfers
-    ways = ceiling.ceiling_calls(cell.x_bytes, cell.op.transfers - writes, writes, transfers - cell.op.transfers)
-    calls = contenders(cell, arguments, torch)
-    others = Others()
-    timings = side_by_side({**calls, **{f"ceiling {name}": call for name, call in ways.items()}}, effort)
-    disturbance = others.cores()
-    top = ceiling.best({name: timings[name] for name in timings if name.startswith("ceiling")})
-    kept = {name: timings[name] for name in calls} | {"ceiling": timings[top]}
-    return {**summarize(cell, moved, kept, top.split()[1]), "others": round(disturbance, 2)}
+def admit(cell: Cell, arguments: Arguments, peers: dict[str, Prepare]) -> tuple[dict[str, Call], dict[str, str]]:
+    """The peers that compute the cell as the reference does, and why others do not."""
+    calls: dict[str, Call] = {}
+    left_out: dict[str, str] = {}
+    want = cell.op(reference, arguments)
+    for name, prepare in peers.items():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch.compile warns of its own deprecations
+                contender = prepare(cell.op, arguments)
+                if contender is None:
+                    continue
+                problem = disagreement(cell.op, arguments, want, contender.outputs(contender.call()))
+        except Exception as error:  # whatever a framework says, the others are timed
+            problem = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+        if problem is None:
+            calls[name] = contender.call
+        else:
+            left_out[name] = problem
+    return calls, left_out
+
+
+class Comparison:
+    """One cell with all that can compute it, prepared and checked once and timed as often as asked."""
+
+    def __init__(self, cell: Cell, peers: dict[str, Prepare], compile_from: float = 0) -> None:
+        self.cell = cell
+        skipped = {} if cell.x_bytes >= compile_from else {"torch_compile": NOT_COMPILED}
+        arguments = cell.arguments()
+        writes = large_outputs(cell, cell.op(normnumba, arguments))
+        self.moved = cell.op.bytes_moved(cell.geometry, data_of(arguments).dtype, private_cache())
+        transfers = self.moved // cell.x_bytes if cell.x_bytes else cell.op.transfers
+        self.ways = ceiling.ceiling_calls(
+            cell.x_bytes, cell.op.transfers - writes, writes, transfers - cell.op.transfers
+        )
+        taking_part = {name: prepare for name, prepare in peers.items() if name not in skipped}
+        admitted, wrong = admit(cell, arguments, taking_part)
+        self.left_out = {name: reason for name, reason in (skipped | wrong).items() if name in peers}
+        self.calls = our_calls(cell, arguments) | admitted
+
+    def time(self, effort: Effort) -> dict[str, Any]:
+        """One row of reports/peers.json."""
+        others = Others()
+        timings = side_by_side({**self.calls, **{f"ceiling {name}": call for name, call in self.ways.items()}}, effort)
+        disturbance = others.cores()
+        top = ceiling.best({name: timings[name] for name in timings if name.startswith("ceiling")})
+        kept = {name: timings[name] for name in self.calls} | {"ceiling": timings[top]}
+        row = summarize(self.cell, self.moved, kept, top.split()[1])
+        return {**row, "left_out": self.left_out, "others": round(disturbance, 2)}
+
+
+def against_peers(timings: dict[str, Timing]) -> dict[str, Any]:
+    """Each peer's time over ours, and which framework is the fastest."""
+    times = {name: timings[name].ratio_to(timings["ours"]) for name in (*PEERS, "numpy") if name in timings}
+    fastest = min((name for name in times if name in PEERS), key=lambda name: times[name], default=None)
+    return {"times": times, "fastest_peer": fastest, "times_fastest": times[fastest] if fastest else None}
 
 
 def summarize(cell: Cell, moved: int, timings: dict[str, Timing], ceiling_way: str) -> dict[str, Any]:
-    """One row of reports/peers.json."""
-    ours = timings["ours"]
-    streamed = timings.get("ours_out", ours)
+    """What the timings of a cell say."""
+    streamed = timings.get("ours_out", timings["ours"])
     return {
         "op": cell.op.name,
         "family": cell.op.family,
@@ -82,6 +147,7 @@ def summarize(cell: Cell, moved: int, timings: dict[str, Timing], ceiling_way: s
         "geometry": str(cell.geometry),
         "dtype": cell.dtype,
         "x_bytes": cell.x_bytes,
+        "size": size_class(cell),
         "bytes_moved": moved,
         "transfers": moved // max(cell.x_bytes, 1),
         "seconds": {name: timing.seconds for name, timing in timings.items()},
@@ -91,6 +157,5 @@ def summarize(cell: Cell, moved: int, timings: dict[str, Timing], ceiling_way: s
         "ceiling_gbs": moved / timings["ceiling"].seconds / 1e9,
         "ceiling_way": ceiling_way,
         "percent_of_ceiling": 100 * timings["ceiling"].ratio_to(streamed),
-        "times_torch": timings["torch"].ratio_to(ours) if "torch" in timings else None,
-        "times_numpy": timings["numpy"].ratio_to(ours) if "numpy" in timings else None,
+        **against_peers(timings),
     }

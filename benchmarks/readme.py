@@ -10,29 +10,37 @@ from benchmarks import figures
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
+PACKAGES = ("numba", "numpy", "torch", "jax", "onnxruntime")
+
+
 def _range(tally: figures.Tally | None) -> str:
     if tally is None:
         return "-"
     return f"{figures.times(tally.median)} ({figures.times(tally.low)} to {figures.times(tally.high)})"
 
 
+def _lost(tally: figures.Tally | None) -> str:
+    return f"{len(tally.slower)} of {tally.count}" if tally else "-"
+
+
 def table(peers: dict[str, Any]) -> str:
     """One row an op: how it compares over the shapes it was timed on."""
     lines = [
-        "| op | shapes | against torch | slower than torch in | against NumPy | of the ceiling |",
-        "|---|--:|--:|--:|--:|--:|",
+        "| op | shapes | against the fastest peer | slower in | against torch | slower in | against NumPy "
+        "| of the ceiling |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for op in dict.fromkeys(case["op"] for case in peers["cases"]):
         cases = [case for case in peers["cases"] if case["op"] == op]
-        torch, numpy = figures.tally(cases, "torch"), figures.tally(cases, "numpy")
-        lost = f"{len(torch.slower)} of {torch.count}" if torch else "-"
+        fastest, torch, numpy = (figures.tally(cases, peer) for peer in ("fastest", "torch", "numpy"))
+        cells = (_range(fastest), _lost(fastest), _range(torch), _lost(torch), _range(numpy))
         ceiling = figures.percent(figures.ceiling_median(cases))
-        lines.append(f"| `{op}` | {len(cases)} | {_range(torch)} | {lost} | {_range(numpy)} | {ceiling} |")
+        lines.append(" | ".join((f"| `{op}`", str(len(cases)), *cells, f"{ceiling} |")))
     machine = peers["machine"]
-    versions = ", ".join(
-        f"{name} {machine['versions'][name]}" for name in ("numba", "numpy", "torch") if name in machine["versions"]
-    )
+    versions = ", ".join(f"{name} {machine['versions'][name]}" for name in PACKAGES if name in machine["versions"])
+    frameworks = figures.frameworks(figures.peers_of(peers["cases"]))
     note = (
+        f"The fastest peer of a shape is one of {frameworks or 'none'}. "
         "Speed is the peer's time over ours, both allocating their outputs: median (lowest to highest) over the "
         f"shapes. Less than 1x means that we are slower; within {figures.LEVEL:.0%} counts as level; cases that other "
         "processes disturbed are left out. The ceiling is what the machine streams at the same size in the same "

@@ -13,14 +13,19 @@ TEMPLATES = Path(__file__).parent / "templates"
 SCRIPT = "plotly.min.js"
 
 
+FORMAT = 2
+"""Version of what peers.json and verify.json hold."""
+
+
 def load(path: Path) -> dict[str, Any] | None:
-    """A file that an earlier part of the job wrote; None where it is missing."""
-    return json.loads(path.read_text()) if path.exists() else None
+    """A file that an earlier part of the job wrote; None where it is missing, or from before its content changed."""
+    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return content if content and content["format"] == FORMAT else None
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _grouped(cases: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -79,8 +84,11 @@ def render(peers: dict[str, Any] | None, checks: dict[str, Any] | None, points: 
         peers=peers,
         checks=checks,
         machine=(peers or checks or {}).get("machine"),
+        columns=figures.peers_of(cases),
+        fastest=figures.tally(cases, "fastest"),
         torch=figures.tally(cases, "torch"),
         numpy=figures.tally(cases, "numpy"),
+        classes=figures.classes(cases),
         ceiling=figures.ceiling_median(cases),
         streaming=streaming,
         unsteady=[case for case in cases if figures.unsteady(case)],

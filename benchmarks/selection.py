@@ -11,12 +11,19 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from benchmarks.cases import DTYPES, OPS, Arguments, Geometry, Op, dtype_of
+from benchmarks.machine import last_level_cache
 
 MAX_CELLS = 60
 """What asv times by default, at some 2.5 seconds a cell."""
 
 QUICK_BYTES = 1 << 25
 """The largest x of a quick run."""
+
+SMALL_BYTES = 1 << 16
+"""An x below this is done before a second thread would help: what counts is the cost of a call."""
+
+SIZES = ("small", "cache", "memory")
+"""Cells by size: those of `SMALL_BYTES`, and those whose large arrays together fit the last-level cache or do not."""
 
 STARTUP_BENCHMARKS = ("startup.Import", "startup.FirstCall", "memory.Peak")
 """Prefixes of the benchmarks that are not cells of the table."""
@@ -45,6 +52,13 @@ class Cell:
 def every_cell(ops: Sequence[Op] = OPS, dtypes: Sequence[str] = DTYPES) -> list[Cell]:
     """The whole table."""
     return [Cell(op, geometry, dtype) for op in ops for geometry in op.shapes for dtype in dtypes]
+
+
+def size_class(cell: Cell) -> str:
+    """The name in `SIZES` that a cell belongs to."""
+    if cell.x_bytes < SMALL_BYTES:
+        return "small"
+    return "memory" if cell.op.transfers * cell.x_bytes > last_level_cache() else "cache"
 
 
 def find_cell(text: str) -> Cell:

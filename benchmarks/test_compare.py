@@ -1,4 +1,4 @@
-"""`pytest benchmarks`: normnumba, NumPy and torch on the table, by pytest-benchmark; GB/s are in its extra_info.
+"""`pytest benchmarks`: normnumba and its peers on the table, by pytest-benchmark; GB/s are in its extra_info.
 
 For a quick look while working on a kernel: `pytest benchmarks -k "layer_norm_forward and 8192x768"`. What is published
 comes from `python -m benchmarks`, which alternates the contenders. pytest is imported late: see `benchmarks`.
@@ -12,10 +12,10 @@ from typing import Any
 import normnumba
 from benchmarks import peers, selection
 from benchmarks.cases import dtype_of
-from benchmarks.measure import Call, Effort, plan
+from benchmarks.measure import Effort, plan
 from benchmarks.selection import Cell
 
-CONTENDERS = ("ours", "ours_out", "numpy", "torch")
+CONTENDERS = ("ours", "ours_out", "numpy", *peers.PEERS)
 
 
 def pytest_generate_tests(metafunc: Any) -> None:
@@ -24,8 +24,8 @@ def pytest_generate_tests(metafunc: Any) -> None:
 
 
 @lru_cache(maxsize=1)
-def calls(cell: Cell) -> dict[str, Call]:
-    return peers.contenders(cell, cell.arguments(), peers.find_torch())
+def comparison(cell: Cell) -> peers.Comparison:
+    return peers.Comparison(cell, peers.load()[0])
 
 
 def test_speed(benchmark: Any, cell: Cell, contender: str) -> None:
@@ -33,9 +33,10 @@ def test_speed(benchmark: Any, cell: Cell, contender: str) -> None:
 
     if not hasattr(normnumba, cell.op.function):
         pytest.skip(f"normnumba has no {cell.op.name} yet")
-    call = calls(cell).get(contender)
+    call = comparison(cell).calls.get(contender)
     if call is None:
-        pytest.skip(f"{contender} cannot compute {cell.op.name} here")
+        reason = comparison(cell).left_out.get(contender, "not installed, or without such an op")
+        pytest.skip(f"{contender} cannot compute {cell.op.name} here: {reason}")
     rounds, samples, batch = plan(call, Effort(rounds=1, block=0.1))
     benchmark.group = str(cell)
     benchmark.pedantic(call, rounds=rounds * samples, iterations=batch, warmup_rounds=1)

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 
 import normnumba
-from benchmarks.cases import OPS, RAGGED, Geometry, data_of
+from benchmarks.cases import OPS, Geometry, data_of
 from normnumba import reference
 from tests.helpers import (
     BY_NAME,
     EVERY_CASE,
-    ROWS,
     WIDE,
     arguments_of,
     assert_identical,
@@ -411,21 +410,3 @@ def test_batch_norm_is_torchs(shape, dtype, parameters, training, rng):
     assert_torch([running_mean, running_var], running, dtype)
     pairs = [(g, leaf.grad) for g, leaf in zip(gradients, leaves, strict=False) if leaf is not None]
     assert_torch(*zip(*pairs, strict=True), dtype, scale=10)
-
-
-@pytest.mark.parametrize("dtype", WIDE)
-@pytest.mark.parametrize("op", [op for op in OPS if op.torch], ids=name_of)
-def test_the_tables_torch_call_computes_the_same(op, dtype, rng):
-    torch = pytest.importorskip("torch")
-    geometry = next(g for g in RAGGED[op.family] if g.shape in ((67, 1023), (3, 5, 7, 33)))
-    arguments = arguments_of(op, geometry, dtype, rng)
-    got, theirs = op(normnumba, arguments), op.torch(torch, arguments)()
-    theirs = theirs if isinstance(theirs, tuple) else (theirs,)
-    for name, a, t in zip(op.outputs, got, theirs, strict=False):
-        t = t.numpy()
-        if name in ("y", "dx", "dresidual") and op.family not in ROWS:
-            t = np.moveaxis(t, 1, geometry.axis)
-        t = t.reshape(a.shape) if name in ("mean", "rstd") else t
-        np.testing.assert_allclose(
-            a, t, rtol=1e-4 if dtype == "float32" else 1e-11, atol=1e-4 if dtype == "float32" else 1e-11
-        )
