@@ -87,8 +87,13 @@ class Op:
 
     @property
     def shapes(self) -> tuple[Geometry, ...]:
-        """What it is timed on."""
+        """What it is timed on, and verified on, in every run."""
         return (FUSED_SHAPES if self.fused else SHAPES)[self.family]
+
+    @property
+    def more_shapes(self) -> tuple[Geometry, ...]:
+        """What it is timed on besides, in runs that ask for it."""
+        return () if self.fused else MORE_SHAPES.get(self.family, ())
 
     def __call__(self, library: ModuleType, arguments: Arguments) -> tuple[Any, ...]:
         """Run the op as `library` (normnumba or its reference) has it; always a tuple, one entry per output."""
@@ -423,7 +428,25 @@ SHAPES["group_norm"] = (
 )
 SHAPES["instance_norm"] = (Geometry((8, 64, 32, 32), 1), Geometry((8, 32, 32, 64), -1), Geometry((8, 64, 128, 128), 1))
 SHAPES["rms_norm"] = SHAPES["layer_norm"]
-"""What each family is timed on, from calls that fit a cache to arrays that do not."""
+"""What each family is timed on in every run, from calls that fit a cache to arrays that do not."""
+
+MORE_SHAPES = {
+    "layer_norm": (
+        Geometry((1, 64), -1),
+        Geometry((4, 4096), -1),
+        Geometry((4096, 1023), -1),
+        Geometry((16, 1 << 20), -1),
+    ),
+    "batch_norm": (
+        Geometry((2, 8, 7, 7), 1),
+        Geometry((262144, 3), 1),
+        Geometry((512, 4096), 1),
+        Geometry((16384, 64), 1),
+    ),
+    "group_norm": (Geometry((1, 128, 768, 768), 1),),
+}
+MORE_SHAPES["rms_norm"] = MORE_SHAPES["layer_norm"]
+"""What --full adds: the smallest calls, odd widths, few or many channels, units that no private cache holds."""
 
 FUSED_SHAPES = {
     "layer_norm": (Geometry((32, 768), -1), Geometry((512, 1024), -1), Geometry((8192, 768), -1)),

@@ -60,6 +60,11 @@ def parser() -> argparse.ArgumentParser:
             help=f"only these; '{example}', say; repeatable",
         )
     made.add_argument(
+        "--sizes",
+        choices=selection.SIZES,
+        help=f"only x below {figures.nbytes(selection.SMALL_BYTES)}, what fits the last-level cache, or what does not",
+    )
+    made.add_argument(
         "--device", "--backend", choices=("cpu", "cuda"), default="cpu", help="where to run (default: cpu)"
     )
     made.add_argument(
@@ -84,12 +89,13 @@ class Job:
 
     @property
     def filtered(self) -> bool:
-        return bool(self.options.op or self.options.shape or self.options.dtype)
+        return bool(self.options.op or self.options.shape or self.options.dtype or self.options.sizes)
 
     @property
     def selection_text(self) -> str:
         """The filters as they were typed."""
         given = [(f"--{kind}", text) for kind in ("op", "shape", "dtype") for text in getattr(self.options, kind)]
+        given += [("--sizes", self.options.sizes)] if self.options.sizes else []
         return shlex.join(word for pair in given for word in pair)
 
     def cells(self) -> list[Cell]:
@@ -97,7 +103,8 @@ class Job:
         options = self.options
         if self.filtered:
             dtypes = options.dtype or (DTYPES if options.full else DTYPES[:1])
-            return selection.filter_cells(selection.every_cell(), options.op, options.shape, dtypes)
+            found = selection.filter_cells(selection.every_cell(), options.op, options.shape, dtypes, options.sizes)
+            return found if options.full or options.shape else selection.without_huge(found)
         if options.full:
             return selection.every_cell()
         return selection.quick_cells() if options.quick else selection.default_cells(others=OTHER_BENCHMARKS)

@@ -25,6 +25,9 @@ SMALL_BYTES = 1 << 16
 SIZES = ("small", "cache", "memory")
 """Cells by size: those of `SMALL_BYTES`, and those whose large arrays together fit the last-level cache or do not."""
 
+HUGE_BYTES = 1 << 28
+"""A larger x is timed only with --full or where its shape is asked for: its reference takes gigabytes."""
+
 STARTUP_BENCHMARKS = ("startup.Import", "startup.FirstCall", "memory.Peak")
 """Prefixes of the benchmarks that are not cells of the table."""
 
@@ -51,7 +54,7 @@ class Cell:
 
 def every_cell(ops: Sequence[Op] = OPS, dtypes: Sequence[str] = DTYPES) -> list[Cell]:
     """The whole table."""
-    return [Cell(op, geometry, dtype) for op in ops for geometry in op.shapes for dtype in dtypes]
+    return [Cell(op, geometry, dtype) for op in ops for geometry in op.shapes + op.more_shapes for dtype in dtypes]
 
 
 def size_class(cell: Cell) -> str:
@@ -98,10 +101,16 @@ def _matches(value: str, patterns: Iterable[str]) -> bool:
     return not patterns or any(fnmatchcase(value, pattern) for pattern in patterns)
 
 
-def filter_cells(cells: Iterable[Cell], ops: Sequence[str], shapes: Sequence[str], dtypes: Sequence[str]) -> list[Cell]:
+def without_huge(cells: Iterable[Cell]) -> list[Cell]:
+    return [cell for cell in cells if cell.x_bytes < HUGE_BYTES]
+
+
+def filter_cells(
+    cells: Iterable[Cell], ops: Sequence[str], shapes: Sequence[str], dtypes: Sequence[str], sizes: str | None = None
+) -> list[Cell]:
     """The cells that match one of each kind of pattern (`*` and `?` as in a shell); no pattern matches everything.
 
-    A shape is "8192x768", or "8192x768@-1" with its axis.
+    A shape is "8192x768", or "8192x768@-1" with its axis. `sizes` is one of `SIZES`.
     """
 
     def wanted(cell: Cell) -> bool:
@@ -111,6 +120,7 @@ def filter_cells(cells: Iterable[Cell], ops: Sequence[str], shapes: Sequence[str
             _matches(cell.op.name, ops)
             and _matches(shape if with_axis else shape.partition("@")[0], shapes)
             and _matches(cell.dtype, dtypes)
+            and sizes in (None, size_class(cell))
         )
 
     return [cell for cell in cells if wanted(cell)]

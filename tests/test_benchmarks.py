@@ -20,6 +20,7 @@ from benchmarks import (
     ceiling,
     figures,
     history,
+    job,
     measure,
     memory,
     numpy_peer,
@@ -34,7 +35,7 @@ from benchmarks import (
 )
 from benchmarks.cases import OPS, SHAPES, X_SIZED, Geometry, Op, dtype_of
 from benchmarks.contender import Contender
-from benchmarks.machine import numba_threads
+from benchmarks.machine import last_level_cache, numba_threads
 from benchmarks.selection import Cell
 from normnumba import reference
 
@@ -197,6 +198,33 @@ def test_filters() -> None:
     ]
     assert selection.filter_cells(selection.every_cell(), [], ["8192x768@0"], []) == []
     assert selection.find_cell(str(cells[0])) == cells[0]
+
+
+def cells_of(*arguments: str) -> list[Cell]:
+    """What the job would time."""
+    return job.Job(job.parser().parse_args(["peers", *arguments]), None).cells()  # type: ignore[arg-type]
+
+
+def test_sizes() -> None:
+    small, cache, memory = (cells_of("--sizes", size) for size in selection.SIZES)
+    assert len(small) + len(cache) + len(memory) == len(
+        selection.without_huge(selection.every_cell(dtypes=["float32"]))
+    )
+    assert max(cell.x_bytes for cell in small) < selection.SMALL_BYTES <= min(cell.x_bytes for cell in cache)
+    assert max(cell.op.transfers * cell.x_bytes for cell in cache) <= last_level_cache()
+    assert min(cell.op.transfers * cell.x_bytes for cell in memory) > last_level_cache()
+    assert {cell.op.family for cell in cells_of("--sizes", "small", "--op", "rms*")} == {"rms_norm"}
+
+
+def test_more_shapes_come_only_when_asked_for() -> None:
+    big = Cell(BY_NAME["group_norm_forward"], Geometry((1, 128, 768, 768), 1), "float32")
+    tiny = Cell(LAYER, Geometry((1, 64), -1), "float32")
+    assert {big, tiny}.isdisjoint(cells_of())
+    assert {big, tiny} <= set(cells_of("--full"))
+    assert tiny in cells_of("--sizes", "small")
+    assert big not in cells_of("--sizes", "memory")
+    assert big in cells_of("--shape", "1x128x768x768")
+    assert big.geometry not in {cell.geometry for cell in verify.cells_to_verify([big.op])}
 
 
 # --- arithmetic ------------------------------------------------------------------------------------------------------
