@@ -60,6 +60,8 @@ class View:
     """Whether arrays in C order need neither a transpose nor a reshape."""
     storage: np.dtype[Any]
     """The dtype under which kernels see the arrays."""
+    plain: bool
+    """Whether the array that this was worked out from needs none of that, given that it is aligned and writable."""
 
     def enter(self, array: Array) -> Array:
         """`array` in the kernels' geometry; copied unless it lies in memory in that order."""
@@ -91,7 +93,9 @@ class View:
 
     def leave(self, result: Array, out: Array) -> None:
         """Copy a kernel's result to `out` unless the kernel wrote there itself."""
-        if result is not out and not np.may_share_memory(result, out):
+        if result is out or result.base is out:
+            return
+        if not np.may_share_memory(result, out):
             ordered = result.view(out.dtype).reshape([self.shape[a] for a in self.order])
             np.copyto(out.transpose(self.order), ordered)
 
@@ -184,7 +188,7 @@ class Groups(View):
 def retyped(view: Rows, dtype: np.dtype[Any], name: str) -> Rows:
     """The view of arrays of the same shape and another dtype, that of the argument `name`."""
     dtype = supported(dtype, name)
-    return replace(view, number=NUMBERS[dtype], storage=STORAGE[dtype])
+    return replace(view, number=NUMBERS[dtype], storage=STORAGE[dtype], plain=False)
 
 
 def as_rows(x: Array, axis: int | Sequence[int], strips: bool = True) -> Rows:
@@ -245,6 +249,7 @@ def _as_rows(shape: Shape, strides: Shape, dtype: np.dtype[Any], axis: int | Sha
         storage=STORAGE[dtype],
         ordered=ordered,
         packed=ordered and geometry == shape,
+        plain=ordered and geometry == shape and not strips and _is_plain(shape, strides, dtype),
         rows=rows,
         cols=cols,
         strips=strips,
@@ -273,6 +278,7 @@ def _as_channels(shape: Shape, strides: Shape, dtype: np.dtype[Any], channel_axi
         storage=STORAGE[dtype],
         ordered=ordered,
         packed=ordered and geometry == shape,
+        plain=ordered and geometry == shape and _is_plain(shape, strides, dtype),
         channel_axis=channel,
         channels=channels,
         count=outer * inner,
@@ -310,6 +316,7 @@ def _as_groups(shape: Shape, strides: Shape, dtype: np.dtype[Any], channel_axis:
         storage=STORAGE[dtype],
         ordered=ordered,
         packed=ordered and geometry == shape,
+        plain=ordered and geometry == shape and _is_plain(shape, strides, dtype),
         channels=channels,
         groups=groups,
         columns=columns,
@@ -321,6 +328,12 @@ def _memory_order(shape: Shape, strides: Shape) -> Shape:
     strided = [a for a in range(len(shape)) if shape[a] > 1]
     by_stride = iter(sorted(strided, key=lambda a: -abs(strides[a]) if strides[a] else -math.inf))
     return tuple(next(by_stride) if shape[a] > 1 else a for a in range(len(shape)))
+
+
+def _is_plain(shape: Shape, strides: Shape, dtype: np.dtype[Any]) -> bool:
+    """Whether an array lies in C order without gaps, in a dtype that kernels see as it is."""
+    sizes = tuple(dtype.itemsize * math.prod(shape[a + 1 :]) for a in range(len(shape)))
+    return strides == sizes and STORAGE[dtype] is dtype
 
 
 def _ranks(axes: Sequence[int]) -> Shape:

@@ -83,8 +83,10 @@ def batch_norm_forward(
     view = as_channels(x, channel_axis)
     tail = tail_of(view, x, weight, bias, residual, activation)
     others = (x, weight, bias, mask, residual)
-    _check_running("running_mean", running_mean, (view.channels,), (*others, running_var))
-    _check_running("running_var", running_var, (view.channels,), others)
+    if running_mean is not None:
+        _check_running("running_mean", running_mean, (view.channels,), (*others, running_var))
+    if running_var is not None:
+        _check_running("running_var", running_var, (view.channels,), others)
     eps, momentum = finite("eps", eps), finite("momentum", momentum)
     counted = None if mask is None else view.positions(mask)
     count = view.count if counted is None else np.count_nonzero(counted)
@@ -163,7 +165,7 @@ def batch_norm_backward(
     """
     kernels = home(dy, x, mean, rstd, weight, bias, mask, residual, out)
     view = as_channels(x, channel_axis)
-    given = Given(statistics_of(view, mean=mean, rstd=rstd))
+    given = Given(statistics_of(view, "mean", mean, "rstd", rstd))
     tail = tail_of(view, x, weight, bias, residual, activation)
     counted = None if mask is None else view.positions(mask)
     others = (mean, rstd, weight, bias, mask, residual)
@@ -220,7 +222,7 @@ def batch_norm_inference(
     kernels = home(x, mean, var, weight, bias, residual, out)
     view = as_channels(x, channel_axis)
     tail = tail_of(view, x, weight, bias, residual, activation)
-    given = statistics_of(view, mean=mean, var=var)
+    given = statistics_of(view, "mean", mean, "var", var)
     eps = finite("eps", eps)
     y = output(out, x, (x,), (mean, var, weight, bias, residual))
     none = EMPTY[view.number, 1]
@@ -277,7 +279,7 @@ def batch_norm_inference_backward(
     """
     kernels = home(dy, x, mean, var, weight, bias, residual, out)
     view = as_channels(x, channel_axis)
-    given = Given(statistics_of(view, mean=mean, var=var), True, finite("eps", eps))
+    given = Given(statistics_of(view, "mean", mean, "var", var), True, finite("eps", eps))
     tail = tail_of(view, x, weight, bias, residual, activation)
     others = (mean, var, weight, bias, residual)
     return _backward(kernels, view, dy, x, given, tail, None, output_mask, out, others, CONSTANT)
@@ -351,9 +353,7 @@ def _backward(
     return dx, dweight, dbias, dresidual
 
 
-def _check_running(name: str, array: Array | None, shape: tuple[int, ...], others: tuple[Array | None, ...]) -> None:
-    if array is None:
-        return
+def _check_running(name: str, array: Array, shape: tuple[int, ...], others: tuple[Array | None, ...]) -> None:
     if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
         raise TypeError(f"{name} is updated in place and must be of a float dtype, got {array.dtype}")
     if array.shape != shape:

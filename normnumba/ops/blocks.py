@@ -85,7 +85,7 @@ def batch_norm_backward_sums(
     """
     kernels = home(dy, x, mean, rstd, mask)
     view = as_channels(x, channel_axis)
-    given = Given(statistics_of(view, mean=mean, rstd=rstd))
+    given = Given(statistics_of(view, "mean", mean, "rstd", rstd))
     check_like("dy", dy, x)
     if mask is not None:
         view.positions(mask)
@@ -146,8 +146,8 @@ def batch_norm_backward_apply(
     """
     kernels = home(dy, x, mean, rstd, weight, sum_dy, sum_dy_xhat, mask, out)
     view = as_channels(x, channel_axis)
-    given = Given(statistics_of(view, mean=mean, rstd=rstd))
-    sums = statistics_of(view, sum_dy=sum_dy, sum_dy_xhat=sum_dy_xhat)
+    given = Given(statistics_of(view, "mean", mean, "rstd", rstd))
+    sums = statistics_of(view, "sum_dy", sum_dy, "sum_dy_xhat", sum_dy_xhat)
     check_like("dy", dy, x)
     tail = tail_of(view, x, weight)
     counted = None if mask is None else view.positions(mask)

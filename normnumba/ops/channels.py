@@ -36,7 +36,8 @@ def tail_of(
     kernel_bias = parameter("bias", bias, (view.channels,), view.number, 0)
     if residual is not None:
         check_like("residual", residual, x)
-    return Tail(weight, bias, residual, kernel_weight, kernel_bias, activation_code(activation))
+    kind = NONE if activation is None else activation_code(activation)
+    return Tail(weight, bias, residual, kernel_weight, kernel_bias, kind)
 
 
 def masked_moments(kernels: Any, view: Channels, x: Array, counted: Array) -> Array:
@@ -138,9 +139,10 @@ class Given(NamedTuple):
     """What is added to the variance."""
 
 
-def statistics_of(view: Channels, **values: Array) -> Array:
+def statistics_of(view: Channels, name: str, value: Array, other: str, second: Array) -> Array:
     """Two given statistics of channels in float64, (2, C)."""
+    shape = (view.channels,)
     stats = np.empty((2, view.channels))
-    for row, (name, value) in enumerate(values.items()):
-        stats[row] = real(name, value, (view.channels,))
+    stats[0] = real(name, value, shape)
+    stats[1] = real(other, second, shape)
     return stats

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..dispatch import home
-from ..kernels import BATCH
+from ..kernels import BATCH, NONE
 from ..views import Array, as_groups, integer
 from .checks import (
     EMPTY,
@@ -77,7 +77,7 @@ def group_norm_forward(
     view = as_groups(x, channel_axis, integer("num_groups", num_groups))
     scale = parameter("weight", weight, (view.channels,), view.number, 1)
     offset = parameter("bias", bias, (view.channels,), view.number, 0)
-    eps, kind = finite("eps", eps), activation_code(activation)
+    eps, kind = finite("eps", eps), NONE if activation is None else activation_code(activation)
     y = output(out, x, (x,), (weight, bias))
     samples = x.shape[0]
     if not x.size:
@@ -159,7 +159,7 @@ def group_norm_backward(
     means, rstds = parameter("mean", mean, shape, view.number), parameter("rstd", rstd, shape, view.number)
     scale = parameter("weight", weight, (view.channels,), view.number, 1)
     offset = parameter("bias", bias, (view.channels,), view.number, 0)
-    kind = activation_code(activation)
+    kind = NONE if activation is None else activation_code(activation)
     dx = output(out, x, (x, dy), (mean, rstd, weight, bias)) if want_dx else None
     dw, db = np.empty(view.channels, view.number), np.empty(view.channels, view.number)
     if x.size:

@@ -59,12 +59,10 @@ def layer_norm_forward(
     """
     kernels = home(x, weight, bias, out)
     view = as_rows(x, axis)
-    scale = view.vector(parameter("weight", weight, view.normalized, view.number, 1))
-    offset = view.vector(parameter("bias", bias, view.normalized, view.number, 0))
+    scale = parameter("weight", weight, view.normalized, view.number, 1)
+    offset = parameter("bias", bias, view.normalized, view.number, 0)
     eps = finite("eps", eps)
-    y = output(out, x, (x,), (weight, bias))
-    mean, rstd = _normalize(kernels, view, x, scale, offset, eps, True, False, y)
-    return y, mean, rstd
+    return _normalize(kernels, view, x, scale, offset, eps, True, False, out, (weight, bias))
 
 
 def layer_norm_backward(
@@ -201,11 +199,11 @@ def rms_norm_forward(
     kernels = home(x, weight, out)
     view = as_rows(x, axis)
     rounding = rounds_first(casting, x.dtype)
-    scale = view.vector(offset_weight(weight, view, weight_offset))
+    scale = offset_weight(weight, view, weight_offset)
     zeros = constant(scale.shape, view.number, 0)
     eps = finite("eps", eps)
-    y = output(out, x, (x,), (weight,))
-    return y, _normalize(kernels, view, x, scale, zeros, eps, False, rounding, y)[1]
+    y, _, rstd = _normalize(kernels, view, x, scale, zeros, eps, False, rounding, out, (weight,))
+    return y, rstd
 
 
 def rms_norm_backward(
@@ -291,20 +289,26 @@ def _normalize(
     eps: float,
     center: bool,
     rounding: bool,
-    y: Array,
-) -> tuple[Array, Array]:
-    """Fill y; return mean and rstd in the shape of the other axes, without `center` only rstd."""
+    out: Array | None,
+    others: tuple[Array | None, ...],
+) -> tuple[Array, Array, Array]:
+    """y, and mean and rstd in the shape of the other axes; without `center` the mean is empty."""
     number = view.number
     mean, rstd = np.empty(view.rows, number) if center else EMPTY[number, 1], np.empty(view.rows, number)
+    if view.plain and out is None and type(x) is np.ndarray and x.flags.carray and x.size:
+        y = np.empty(view.shape, number)  # what is below does the same here, and takes 0.6 us longer
+        kernels.rows_forward(x, weight, bias, eps, center, rounding, y, mean, rstd)
+        return y, mean, rstd
+    y = output(out, x, (x,), others)
     if x.size:
         target = view.result(y)
         kernel = kernels.strips_forward if view.strips else kernels.rows_forward
-        kernel(view.enter(x), weight, bias, eps, center, rounding, target, mean, rstd)
-        if target is not y:
-            view.leave(target, y)
+        vectors = view.vector(weight), view.vector(bias)
+        kernel(view.enter(x), *vectors, eps, center, rounding, target, mean, rstd)
+        view.leave(target, y)
     else:
         mean[:], rstd[:] = 0, rsqrt(eps)
-    return view.statistics(mean) if center else mean, view.statistics(rstd)
+    return y, view.statistics(mean) if center else mean, view.statistics(rstd)
 
 
 def _differentiate(

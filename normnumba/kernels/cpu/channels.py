@@ -89,7 +89,8 @@ def _forward(x, residual, weight, bias, eps, training, activation, stats, y, mea
         buffer = np.empty(BLOCK if staged else 0, y.dtype)
         z = np.empty(BLOCK if activation > RELU else 0, weight.dtype)
         write_span(xs, rs, c * inner, rounds, stride, inner, line, activation, z, ys, buffer, inner)
-        fence()
+        if staged:
+            fence()
 
 
 @variants(
@@ -121,4 +122,5 @@ def _backward(dy, x, residual, stats, weight, bias, eps, squared, terms, count, 
         buffer = np.empty(BLOCK if staged or not dx.size else 0, dx.dtype)
         span = start, rounds, stride, inner
         write_gradients(dys, xs, rs, *span, line, curve, terms, activation, dz, dxs, drs, buffer, inner)
-        fence()
+        if staged:
+            fence()

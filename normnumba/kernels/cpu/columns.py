@@ -22,11 +22,26 @@ from numba import prange, types
 from .. import BATCH, GIVEN, RELU
 from .compiling import array_in, array_out, variants
 from .launching import select
-from .lowlevel import accumulate, elementwise, fence, flat, frozen, inlined, load, muladd, must_stage, scalar
-from .spans import BLOCK, GROUP, flush, is_far, moments, set_upstream, write_gradients, write_span
+from .lowlevel import (
+    accumulate,
+    elementwise,
+    fence,
+    flat,
+    frozen,
+    inlined,
+    inlined_elementwise,
+    load,
+    muladd,
+    must_stage,
+    scalar,
+)
+from .spans import BLOCK, flush, is_far, moments, set_upstream, write_gradients, write_span
 
 FOLD = 512
 """Elements that a long row has at least: of 128, the loops over them took 1.3 times as long to write results."""
+
+GROUP = 128
+"""Long rows that are added up, four at a time, in the accumulator's type before they join a float64 total."""
 
 OWN = 1 << 19
 """Bytes of a sample that a core keeps to itself: with its gradient or its result, a 1 MiB L2 holds it."""
@@ -77,7 +92,9 @@ def columns_backward(
 def run_samples(one: Callable[..., Any], own: Callable[..., Any], x: np.ndarray, args: tuple[Any, ...]) -> None:
     """Let each thread take samples of its own where they are small, and all threads the same sample otherwise."""
     samples = x.shape[0]
-    if samples > 1 and x.nbytes <= OWN * samples:
+    if samples == 1:
+        select(one, x)(0, *args)
+    elif x.nbytes <= OWN * samples:
         select(own, x)(*args)
     else:
         for o in range(samples):
@@ -92,7 +109,7 @@ def _layout(rows, channels):
     """
     width = channels * max(1, min((FOLD + channels - 1) // channels, rows))
     long_rows = (rows * channels + width - 1) // width
-    blocks = max(1, min(long_rows // 16, 64, (1 << 16) // width))
+    blocks = max(1, min(long_rows // GROUP, 64, (1 << 16) // width))
     return width, long_rows, blocks
 
 
@@ -128,7 +145,7 @@ def _add_products(dy, first, x, start, count, mean, rstd, partial):
         accumulate(sum_dyt, j, g * ((load(x, start + j) - load(mean, j)) * load(rstd, j)), 2)
 
 
-@elementwise
+@inlined_elementwise
 def _add_products_of_four(dy, first, x, start, width, mean, rstd, partial):
     """`_add_products` of four rows"""
     sum_dy, sum_dyt = partial[0], partial[1]
@@ -341,7 +358,8 @@ def _write_block(x, residual, base, size, b, blocks, long_rows, vectors, activat
     v = frozen(vectors)
     line = v[0], v[1], v[2], width
     write_span(x, residual, base + first, 1, 0, last - first, line, activation, z, y, buffer, BLOCK)
-    fence()
+    if staged:
+        fence()
 
 
 def _normalize_sample(o, x, residual, weight, bias, eps, training, activation, stats, y, mean, rstd):
@@ -466,7 +484,8 @@ def _write_gradients(
     curve = v[0], v[1], v[2], v[3], v[4], width
     span = base + first, 1, 0, last - first
     write_gradients(dy, x, residual, *span, line, curve, terms, activation, dz, dx, dresidual, buffer, BLOCK)
-    fence()
+    if staged:
+        fence()
 
 
 @scalar

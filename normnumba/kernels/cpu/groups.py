@@ -37,17 +37,21 @@ def _forward(x, weight, bias, eps, activation, y, mean, rstd):
     count = width * inner
     xs, ys, number = flat(x), flat(y), mean.dtype.type
     staged = must_stage(y, inner, x, x)
-    for unit in prange(samples * groups):
-        g = unit % groups
-        pivot, shift, _, r = moments(xs, unit * count, 1, 0, count, eps, True, number(0))
-        mean[unit // groups, g], rstd[unit // groups, g] = pivot + shift, r
+    units = samples * groups
+    tasks = min(units, 64)
+    for task in prange(tasks):
         buffer = np.empty(BLOCK if staged else 0, y.dtype)
         z = np.empty(BLOCK if activation > RELU else 0, weight.dtype)
-        for k in range(width):
-            scale, start = r * weight[g * width + k], unit * count + k * inner
-            line = pivot, number(scale), number(bias[g * width + k] - shift * scale), BLOCK
-            write_span(xs, xs[:0], start, 1, 0, inner, line, activation, z, ys, buffer, count)
-        fence()
+        for unit in range(task * units // tasks, (task + 1) * units // tasks):
+            pivot, shift, _, r = moments(xs, unit * count, 1, 0, count, eps, True, number(0))
+            mean[unit // groups, unit % groups], rstd[unit // groups, unit % groups] = pivot + shift, r
+            for k in range(width):
+                c, start = unit % groups * width + k, unit * count + k * inner
+                scale = r * weight[c]
+                line = pivot, number(scale), number(bias[c] - shift * scale), BLOCK
+                write_span(xs, xs[:0], start, 1, 0, inner, line, activation, z, ys, buffer, count)
+        if staged:
+            fence()
 
 
 @variants(
@@ -84,6 +88,7 @@ def _backward(dy, x, mean, rstd, weight, bias, activation, dx, dweight, dbias):
                 curve = m, r, number(r * w[k]), number(slope), number(shift), BLOCK
                 span = start + k * inner, 1 if dx.size else 0, 0, inner
                 write_gradients(dys, xs, none, *span, line, curve, BATCH, activation, dz, dxs, dxs[:0], buffer, count)
-        fence()
+        if staged:
+            fence()
     for part in prange((channels + BLOCK - 1) // BLOCK):
         merge_sums(partial, part * BLOCK, dweight, dbias)

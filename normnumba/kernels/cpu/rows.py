@@ -230,7 +230,8 @@ def _forward(x, weight, bias, eps, center, rounding, y, mean, rstd):
             if mean.size:
                 mean[row] = m
             rstd[row] = r
-        fence()
+        if staged:
+            fence()
 
 
 @variants(
@@ -253,7 +254,8 @@ def _add_forward(x, residual, weight, bias, eps, center, rounding, summed, y, me
             if mean.size:
                 mean[row] = m
             rstd[row] = r
-        fence()
+        if staged:
+            fence()
 
 
 @inlined
@@ -308,7 +310,8 @@ def _backward(dy, x, mean, rstd, weight, center, rounding, dx, dweight, dbias):
                 _differentiate_row(dys, xs, row, cols, mean, rstd, *tail)
             if sums.size and (row + step >= last or (row - first) % GROUP >= GROUP - step):
                 flush(sums, partial[block])
-        fence()
+        if staged:
+            fence()
     for part in prange((partial.shape[2] + BLOCK - 1) // BLOCK):
         merge_sums(partial, part * BLOCK, dweight, dbias)
 
