@@ -77,6 +77,13 @@ def test_a_cached_first_call_is_quick(cold):
     assert files == sorted((f.name, f.stat().st_mtime_ns) for f in cache.rglob("*")), "a warm process writes nothing"
 
 
+def test_a_loaded_kernel_needs_no_compiler(cold):
+    """numba's compiler imports its linear algebra, and that SciPy: 0.2 s of the 0.25 that a first call would take."""
+    cache, (result, _) = cold
+    code = f"import sys\n{ROWS}\nprint('numba.np.linalg' in sys.modules)"
+    assert run_python(code, NUMBA_CACHE_DIR=cache).split()[::2] == [result, "False"]
+
+
 def test_twins_are_cached_apart_and_the_parallel_one_is_parallel(tmp_path):
     code = """
 import numpy as np, normnumba as nn
