@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import inspect
 import os
 import platform
 import shutil
@@ -40,6 +41,9 @@ _KEEP_DAYS = 7
 
 compiled: list[str] = []
 """Names of the variants made so far in this process, in order."""
+
+kernels: dict[str, tuple[Callable[..., Any], int]] = {}
+"""Every kernel by module and name, such as "rows.forward": its variants, and how many other dtypes these ask for."""
 
 
 def array_in(dtype: Any, ndim: int) -> types.Array:
@@ -74,6 +78,8 @@ def variants(signature: Callable[..., Any]) -> Callable[[Callable[..., Any]], Ca
             dispatcher.disable_compile()
             return dispatcher
 
+        name = f"{source.__module__.rpartition('.')[2]}.{source.__name__.lstrip('_')}"
+        kernels[name] = variant, len(inspect.signature(signature).parameters) - 2
         return variant
 
     return decorate

@@ -1,0 +1,115 @@
+"""python -m normnumba compile: fill the disk cache ahead of time, so that an image or a cluster starts warm."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+
+import normnumba
+from normnumba.kernels.cpu.compiling import cache_folder, kernels
+from normnumba.views import STORAGE
+
+DTYPES = {dtype.name: storage for dtype, storage in STORAGE.items()}
+
+MODULES = {
+    "add_": ("rows",),
+    "layer_norm": ("rows", "strips"),
+    "rms_norm": ("rows", "strips"),
+    "batch_": ("channels", "columns"),
+    "group_norm": ("groups", "columns"),
+    "instance_norm": ("groups", "columns"),
+}
+"""Where the kernels of an op are, by how its name begins."""
+
+
+def kernels_of(op: str) -> list[str]:
+    """The names of the kernels that a public function calls."""
+    modules = next((m for start, m in MODULES.items() if op.startswith(start)), ())
+    passes = {"backward"} if "backward" in op else {"forward"}
+    if op == "batch_norm_backward":
+        passes.add("forward")  # with a mask it takes the moments again
+    prefix = "add_" if op.startswith("add_") else ""
+    wanted = {f"{module}.{prefix}{which}" for module in modules for which in passes}
+    return [name for name in kernels if name in wanted]
+
+
+OPS = [name for name in normnumba.__all__ if kernels_of(name)]
+
+
+def compile_kernels(names: Sequence[str], dtypes: Sequence[str], twins: Sequence[bool]) -> Iterator[tuple[str, bool]]:
+    """Compile or load each kernel in turn; what it is, and whether it was in the cache."""
+    for dtype in dtypes:
+        for name in names:
+            variant, others = kernels[name]
+            for parallel in twins:
+                dispatcher = variant(DTYPES[dtype], parallel, *[DTYPES[dtype]] * others)
+                found = sum(dispatcher.stats.cache_hits.values()) > 0
+                yield f"{name:<20}{dtype:<10}{'parallel' if parallel else 'serial':<10}", found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the status to exit with."""
+    options = _parse(arguments)
+    reason = _unwritable()
+    if reason:
+        print(f"nothing compiled: {reason}; NUMBA_CACHE_DIR chooses another folder", file=sys.stderr)
+        return 1
+    start = last = time.perf_counter()
+    found = []
+    for what, there in compile_kernels(options.kernels, options.dtype, options.twins):
+        found.append(there)
+        now = time.perf_counter()
+        print(f"{what}{now - last:6.2f} s  {'already there' if there else 'compiled'}", flush=True)
+        last = now
+    total = f"{last - start:.1f} s, {found.count(False)} compiled and {found.count(True)} already there"
+    print(f"{len(found)} kernels in {total}\n{cache_folder()}")
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m normnumba", description=__doc__)
+    command = parser.add_subparsers(required=True, metavar="compile").add_parser(
+        "compile",
+        help="compile kernels into the disk cache",
+        description="Compile kernels into the folder that NUMBA_CACHE_DIR, the CPU and the versions decide.",
+    )
+    names = ", ".join(DTYPES)
+    command.add_argument(
+        "--dtype",
+        nargs="+",
+        default=["float32"],
+        choices=[*DTYPES, "all"],
+        metavar="DTYPE",
+        help=f"{names} or all (default: float32); a minute or so each",
+    )
+    command.add_argument(
+        "--op", nargs="+", default=["*"], metavar="OP", help="functions, with * and ? as in a shell (default: all)"
+    )
+    command.add_argument("--serial-only", action="store_true", help="leave out the kernels that run on threads")
+    options = parser.parse_args(arguments)
+    unknown = [pattern for pattern in options.op if not any(fnmatchcase(op, pattern) for op in OPS)]
+    if unknown:
+        command.error(f"argument --op: {', '.join(unknown)} matches none of {', '.join(OPS)}")
+    ops = [op for op in OPS if any(fnmatchcase(op, pattern) for pattern in options.op)]
+    options.kernels = [name for name in kernels if any(name in kernels_of(op) for op in ops)]
+    options.dtype = list(DTYPES) if "all" in options.dtype else list(dict.fromkeys(options.dtype))
+    options.twins = (False,) if options.serial_only else (False, True)
+    return options
+
+
+def _unwritable() -> str | None:
+    """Why kernels cannot be kept, if so: a compilation that is not kept would look like success."""
+    try:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache_folder()):
+            return None
+    except OSError as error:
+        return str(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
