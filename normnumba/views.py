@@ -158,22 +158,6 @@ class Channels(View):
         order = _ranks([a for a in self.order if a != self.channel_axis])
         return full.transpose(order).reshape(-1)
 
-    def pick(self, entered: Array, chosen: Array) -> Array:
-        """A copy of the chosen positions of every channel, in a geometry of the same kind."""
-        if self.columns:
-            return entered[:, chosen]
-        outer, _, inner = self.geometry
-        picked = entered.transpose(1, 0, 2)[:, chosen.reshape(outer, inner)]
-        return np.ascontiguousarray(picked)[np.newaxis]
-
-    def put(self, result: Array, chosen: Array, values: Array) -> None:
-        """Set the chosen positions of every channel to what `pick` would give."""
-        if self.columns:
-            result[:, chosen] = values
-        else:
-            outer, _, inner = self.geometry
-            result.transpose(1, 0, 2)[:, chosen.reshape(outer, inner)] = values[0]
-
 
 @dataclass(frozen=True, slots=True)
 class Groups(View):

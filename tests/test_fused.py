@@ -10,9 +10,10 @@ import normnumba
 from benchmarks.cases import Geometry, dtype_of
 from normnumba import reference
 from normnumba.kernels.cpu import launching
+from normnumba.ops import masks
 from normnumba.ops.checks import ACTIVATIONS
 from normnumba.views import as_channels
-from tests.helpers import BY_NAME, WIDE, arguments_of, assert_identical, check
+from tests.helpers import BY_NAME, WIDE, arguments_of, assert_identical, assert_matches, check
 from tests.tolerances import assert_close
 
 HALVES = ("float16", "bfloat16")
@@ -258,6 +259,37 @@ def test_masked_parts_make_the_whole(geometry, rng):
     assert_identical([dx], whole[:1])
     expected = reference.batch_norm_backward(dy, x, mean, rstd, weight, **options)
     assert_close("dx", dx, expected[0], x.dtype, scale=np.max(rstd) * np.max(np.abs(weight)))
+
+
+@pytest.mark.parametrize("block", [1, 7, 40, 100])
+@pytest.mark.parametrize("geometry", MASKED, ids=str)
+def test_a_mask_is_taken_block_by_block(geometry, block, rng, monkeypatch):
+    """Every kind of block: samples, channels of a sample, parts of a channel; rows; some of them counted throughout."""
+    forward = fused(BATCH[0], geometry, "float32", rng, "silu", residual=True)
+    forward["mask"] = mask_of(geometry, rng)
+    forward["mask"][:2], forward["mask"][-2:] = True, False
+    y, mean, rstd = BATCH[0](normnumba, forward)
+    backward = {**forward, "dy": np.cos(y), "mean": mean, "rstd": rstd}
+    whole = BATCH[1](normnumba, backward)
+    monkeypatch.setattr(masks, "BLOCK", block)
+    check(BATCH[0], forward)
+    for out in (None, "dy", "x"):
+        inputs = {**backward, "dy": backward["dy"].copy(), "x": backward["x"].copy()}
+        got = BATCH[1](normnumba, {**inputs, "out": inputs.get(out)})
+        assert_matches(BATCH[1], backward, got, note=f"out={out}")
+        for name, a, e in zip(BATCH[1].outputs, got, whole, strict=True):
+            np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_an_infinity_that_counts_stays_one(rng, monkeypatch):
+    x = rng.standard_normal((40, 5)).astype(np.float32)
+    x[3, 1], x[32, 2], x[4, 3], x[31, 3] = np.inf, -np.inf, np.inf, -np.inf
+    for block in (10, 1000):
+        monkeypatch.setattr(masks, "BLOCK", block)
+        _, mean, var = normnumba.batch_moments(x, mask=np.arange(40) % 5 > 0)
+        assert np.isfinite([mean[::4], var[::4]]).all()
+        np.testing.assert_array_equal(mean[1:4], [np.inf, -np.inf, np.nan])
+        assert np.isnan(var[1:4]).all()
 
 
 def test_masks_broadcast_and_a_full_one_changes_nothing(rng):

@@ -10,8 +10,9 @@ import numpy as np
 from ..dispatch import home
 from ..kernels import BATCH, CONSTANT, GIVEN
 from ..views import Array, Channels, as_channels
-from .channels import Given, Tail, differentiate_channels, masked_moments, normalize_channels, statistics_of, tail_of
+from .channels import Given, Tail, differentiate_channels, normalize_channels, statistics_of, tail_of
 from .checks import EMPTY, FLOAT64, as_gradient, check_like, finite, output, unpacked
+from .masks import differentiate_masked, masked_moments
 
 
 def batch_norm_forward(
@@ -50,8 +51,8 @@ def batch_norm_forward(
     eps : float
         Added to the variance.
     mask : ndarray of bool, optional
-        Broadcasts to x without its channel axis; True counts. Statistics are those of the counted positions, which are
-        copied; y is computed everywhere. Where nothing counts, mean and variance are 0.
+        Broadcasts to x without its channel axis; True counts. Statistics are those of the counted positions; y is
+        computed everywhere. Where nothing counts, mean and variance are 0.
     residual : ndarray, optional
         Added before the activation, in x's shape and dtype; copied where its memory layout is not x's.
     activation : {None, "relu", "gelu", "gelu_tanh", "silu"}
@@ -140,7 +141,7 @@ def batch_norm_backward(
     weight, bias : ndarray, optional
         What the forward had. Without an activation only the dtype of the bias matters.
     channel_axis, mask, residual, activation
-        What the forward had. z is computed again from x. With a mask, x is read once more and copied.
+        What the forward had. z is computed again from x. With a mask, x is read once more.
     output_mask : sequence of four bool
         Which of dx, dweight, dbias, dresidual to compute; None stands for the others.
     out : ndarray, optional
@@ -346,8 +347,10 @@ def _backward(
         np.copyto(given.stats[0], exact, where=np.isfinite(exact))
         differentiate_channels(kernels, view, dy, x, given, tail, CONSTANT, 1, None, None, sums)
         count = max(int(np.count_nonzero(counted)), 1)
-        if dx is not None or through is not None:
-            differentiate_channels(kernels, view, dy, x, given, tail, GIVEN, count, dx, through, sums, counted)
+        if dx is not None:
+            differentiate_masked(kernels, view, dy, x, given, tail, count, dx, through, sums, counted)
+        elif through is not None:
+            differentiate_channels(kernels, view, dy, x, given, tail, GIVEN, count, None, through, sums)
     dweight = as_gradient(sums[1], tail.weight, view.number) if want_dweight else None
     dbias = as_gradient(sums[0], tail.bias, view.number) if want_dbias else None
     return dx, dweight, dbias, dresidual

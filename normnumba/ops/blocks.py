@@ -7,8 +7,9 @@ import numpy as np
 from ..dispatch import home
 from ..kernels import CONSTANT, GIVEN
 from ..views import Array, as_channels, integer
-from .channels import Given, differentiate_channels, masked_moments, normalize_channels, statistics_of, tail_of
+from .channels import Given, differentiate_channels, normalize_channels, statistics_of, tail_of
 from .checks import EMPTY, check_like, output
+from .masks import differentiate_masked, masked_moments
 
 
 def batch_moments(x: Array, *, channel_axis: int = 1, mask: Array | None = None) -> tuple[int, Array, Array]:
@@ -21,7 +22,7 @@ def batch_moments(x: Array, *, channel_axis: int = 1, mask: Array | None = None)
     channel_axis : int
         1 for (N, C, ...), -1 for channels last.
     mask : ndarray of bool, optional
-        Broadcasts to x without its channel axis; True counts. The counted positions are copied.
+        Broadcasts to x without its channel axis; True counts.
 
     Returns
     -------
@@ -128,7 +129,7 @@ def batch_norm_backward_apply(
     channel_axis : int
         1 for (N, C, ...), -1 for channels last.
     mask : ndarray of bool, optional
-        What the moments of this block had. The positions that do not count are copied.
+        What the moments of this block had.
     out : ndarray, optional
         Where dx is written: dy or x itself, or an array of their shape and dtype that shares no memory with the inputs.
 
@@ -156,5 +157,8 @@ def batch_norm_backward_apply(
     if not least <= count < 1 << 63 and x.size:
         raise ValueError(f"count is the values per channel in the whole batch, at least {least}, got {count}")
     dx = output(out, x, (x, dy), (mean, rstd, weight, sum_dy, sum_dy_xhat, mask))
-    differentiate_channels(kernels, view, dy, x, given, tail, GIVEN, max(count, 1), dx, None, sums, counted)
+    if counted is None:
+        differentiate_channels(kernels, view, dy, x, given, tail, GIVEN, max(count, 1), dx, None, sums)
+    else:
+        differentiate_masked(kernels, view, dy, x, given, tail, max(count, 1), dx, None, sums, counted)
     return dx

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..kernels import CONSTANT, NONE
+from ..kernels import NONE
 from ..views import Array, Channels
-from .checks import EMPTY, activation_code, check_like, constant, parameter, real, rsqrt
+from .checks import EMPTY, activation_code, check_like, parameter, real, rsqrt
 
 
 class Tail(NamedTuple):
@@ -21,6 +21,17 @@ class Tail(NamedTuple):
     """What the kernels take for the weight: contiguous, and in the type that x is computed in."""
     kernel_bias: Array
     activation: int
+
+
+class Given(NamedTuple):
+    """Statistics of channels that an op was given."""
+
+    stats: Array
+    """float64 (2, C): mean and rstd, or mean and variance."""
+    squared: bool = False
+    """Whether the second is the variance."""
+    eps: float = 0.0
+    """What is added to the variance."""
 
 
 def tail_of(
@@ -38,18 +49,6 @@ def tail_of(
         check_like("residual", residual, x)
     kind = NONE if activation is None else activation_code(activation)
     return Tail(weight, bias, residual, kernel_weight, kernel_bias, kind)
-
-
-def masked_moments(kernels: Any, view: Channels, x: Array, counted: Array) -> Array:
-    """Mean and biased variance (2, C) of each channel over the counted positions, 0 where nothing counts."""
-    stats = np.zeros((2, view.channels))
-    if x.size and counted.any():
-        picked = view.pick(view.enter(x), counted)
-        kernel = kernels.columns_forward if view.columns else kernels.channels_forward
-        one, none = constant((view.channels,), view.number, 1), EMPTY[view.number, 1]
-        nothing = EMPTY[view.storage, 3]
-        kernel(picked, nothing, one, one, 0.0, True, NONE, stats, nothing, none, none)
-    return stats
 
 
 def normalize_channels(
@@ -99,12 +98,8 @@ def differentiate_channels(
     dx: Array | None,
     dresidual: Array | None,
     sums: Array,
-    counted: Array | None = None,
 ) -> None:
-    """Fill dx and dresidual unless they are None, and the float64 (2, C) sums of dz and dz * xhat unless GIVEN.
-
-    Positions that are not `counted` get the dx of constant statistics.
-    """
+    """Fill dx and dresidual unless they are None, and the float64 (2, C) sums of dz and dz * xhat unless GIVEN."""
     if not x.size:
         sums[:] = 0
         return
@@ -114,29 +109,10 @@ def differentiate_channels(
     results = none if dx is None else view.result(dx), none if dresidual is None else view.result(dresidual)
     kernel = kernels.columns_backward if view.columns else kernels.channels_backward
     channel = given.stats, tail.kernel_weight, tail.kernel_bias, given.eps, given.squared
-    rest = None if counted is None or dx is None else ~counted
-    if rest is not None:  # before dx, which may be one of the inputs
-        picked = [view.pick(a, rest) if a.size else none for a in inputs]
-        alone = np.empty_like(picked[0])
-        if alone.size:
-            kernel(*picked, *channel, CONSTANT, 1, tail.activation, alone, none, np.empty_like(sums))
     kernel(*inputs, *channel, terms, count, tail.activation, *results, sums)
-    if rest is not None:
-        view.put(results[0], rest, alone)
     for result, a in zip(results, (dx, dresidual), strict=True):
         if a is not None and result is not a:
             view.leave(result, a)
-
-
-class Given(NamedTuple):
-    """Statistics of channels that an op was given."""
-
-    stats: Array
-    """float64 (2, C): mean and rstd, or mean and variance."""
-    squared: bool = False
-    """Whether the second is the variance."""
-    eps: float = 0.0
-    """What is added to the variance."""
 
 
 def statistics_of(view: Channels, name: str, value: Array, other: str, second: Array) -> Array:
