@@ -27,6 +27,7 @@ from .ops.groups import (
     instance_norm_forward,
 )
 from .ops.rows import layer_norm, layer_norm_backward, layer_norm_forward, rms_norm, rms_norm_backward, rms_norm_forward
+from .pool import reuse_outputs
 
 __version__ = "0.1.0"
 
@@ -55,6 +56,7 @@ __all__ = [
     "layer_norm_backward",
     "layer_norm_forward",
     "layers",
+    "reuse_outputs",
     "rms_norm",
     "rms_norm_backward",
     "rms_norm_forward",

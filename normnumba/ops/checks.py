@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..kernels import GELU, GELU_TANH, NONE, RELU, SILU
+from ..pool import fresh
 from ..views import STORAGE, Array
 
 FLOAT64 = np.dtype(np.float64)
@@ -65,7 +66,7 @@ def output(
 ) -> Array:
     """`out`, checked, or a new array in x's layout; of x's dtype unless another is given."""
     if out is None:
-        return np.empty_like(x, dtype, subok=False)
+        return fresh(x, dtype)
     wanted = x.dtype if dtype is None else dtype
     if out.dtype != wanted:
         raise TypeError(f"out must have x's dtype {wanted}, got {out.dtype}")
