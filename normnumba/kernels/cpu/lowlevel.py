@@ -18,6 +18,8 @@ from numba.core.imputils import impl_ret_borrowed
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
+from .halves import from_float16, to_float16
+
 LINE = 64
 """Bytes in a cache line, and in one streaming store."""
 
@@ -73,7 +75,7 @@ def _pointer(context, builder, array_type, array, index):
     return builder.gep(context.make_array(array_type)(context, builder, array).data, [index], inbounds=True)
 
 
-_HALF, _FLOAT, _I16, _I32 = ir.HalfType(), ir.FloatType(), ir.IntType(16), ir.IntType(32)
+_FLOAT, _I16, _I32 = ir.FloatType(), ir.IntType(16), ir.IntType(32)
 
 
 @intrinsic
@@ -93,7 +95,7 @@ def muladd(typingctx, a, b, c):
 def _widen(builder, element, value):
     """An element in the accumulator's type."""
     if element == types.uint16:
-        return builder.fpext(builder.bitcast(value, _HALF), _FLOAT)
+        return from_float16(builder, value)
     if element == types.int16:  # bfloat16 is the upper half of a float32
         return builder.bitcast(builder.shl(builder.zext(value, _I32), _I32(16)), _FLOAT)
     return value
@@ -102,7 +104,7 @@ def _widen(builder, element, value):
 def _narrow(builder, element, value):
     """A value of the accumulator's type, rounded to `element`, ties to even."""
     if element == types.uint16:
-        return builder.bitcast(builder.fptrunc(value, _HALF), _I16)
+        return to_float16(builder, value)
     if element == types.int16:
         bits = builder.bitcast(value, _I32)
         even = builder.and_(builder.lshr(bits, _I32(16)), _I32(1))
