@@ -186,7 +186,8 @@ class Job:
         if self.options.quick:
             # Two processes a cell: the larger shape of each op is what two minutes allow.
             cells = list({cell.op: cell for cell in sorted(cells, key=lambda cell: cell.x_bytes)}.values())
-        others = () if self.filtered or self.options.quick else selection.STARTUP_BENCHMARKS
+        others = selection.FULL_STARTUP_BENCHMARKS if self.options.full else selection.STARTUP_BENCHMARKS
+        others = () if self.filtered or self.options.quick else others
         if not cells:
             return DONE
         count = len(cells) + (OTHER_BENCHMARKS if others else 0)

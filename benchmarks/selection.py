@@ -31,6 +31,9 @@ HUGE_BYTES = 1 << 28
 STARTUP_BENCHMARKS = ("startup.Import", "startup.FirstCall", "memory.Peak")
 """Prefixes of the benchmarks that are not cells of the table."""
 
+FULL_STARTUP_BENCHMARKS = (*STARTUP_BENCHMARKS, "startup.CompileKernel", "startup.EveryKernel")
+"""The same of a full run: compiling every kernel takes a minute or two."""
+
 
 @dataclass(frozen=True)
 class Cell:

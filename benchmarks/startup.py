@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
+import tempfile
 from functools import lru_cache
 
 import normnumba
@@ -58,3 +61,96 @@ class FirstCall(_Once):
 def fill_cache() -> None:
     """Make the call once in a process of its own, untimed, so that the disk cache holds it."""
     subprocess.run([sys.executable, "-c", f"import normnumba\n{_INPUTS}\n{_CALL}"], check=True)
+
+
+KERNELS = (
+    "channels.forward",
+    "channels.backward",
+    "columns.forward",
+    "columns.backward",
+    "groups.forward",
+    "groups.backward",
+    "rows.forward",
+    "rows.add_forward",
+    "rows.backward",
+    "rows.add_backward",
+    "strips.forward",
+    "strips.backward",
+)
+"""Written out, because an older commit, which may lack some, has to be given the same parameters."""
+
+# Both twins of each kernel, one process for all: the first to need a helper is the one that compiles it.
+_EVERY_KERNEL = """
+import json, sys, time
+import numpy as np
+import normnumba
+from normnumba.kernels.cpu.compiling import kernels
+seconds, dtype = {}, np.dtype(np.float32)
+for name in sys.argv[1:]:
+    if name in kernels:
+        start = time.perf_counter()
+        variant, others = kernels[name]
+        for parallel in (False, True):
+            variant(dtype, parallel, *[dtype] * others)
+        seconds[name] = time.perf_counter() - start
+print(json.dumps(seconds))
+"""
+
+
+Seconds = dict[str, dict[str, float]]
+"""By step, compile or load, and kernel."""
+
+
+class _Compiled:
+    version = "1"
+    timeout = 300.0
+    unit = "seconds"
+
+    def setup_cache(self) -> Seconds:
+        return kernel_seconds()
+
+    setup_cache.timeout = 600.0
+
+
+class CompileKernel(_Compiled):
+    """float32, serial and parallel together, from nothing."""
+
+    params = (KERNELS,)
+    param_names = ("kernel",)
+
+    def setup(self, seconds: Seconds, kernel: str) -> None:
+        if kernel not in seconds["compile"]:
+            raise NotImplementedError(f"this commit has no {kernel} to be compiled by name")
+
+    def track_compile(self, seconds: Seconds, kernel: str) -> float:
+        return seconds["compile"][kernel]
+
+
+class EveryKernel(_Compiled):
+    """All kernels of float32 in one process: compiled from nothing, then loaded from the disk cache."""
+
+    def setup(self, seconds: Seconds) -> None:
+        if not seconds["compile"]:
+            raise NotImplementedError("this commit does not know its kernels by name")
+
+    def track_compile(self, seconds: Seconds) -> float:
+        return sum(seconds["compile"].values())
+
+    def track_load(self, seconds: Seconds) -> float:
+        return sum(seconds["load"].values())
+
+
+def kernel_seconds(names: tuple[str, ...] = KERNELS) -> Seconds:
+    """What each kernel takes to compile, and to load; nothing on commits that do not know their kernels by name."""
+    try:
+        from normnumba.kernels.cpu.compiling import kernels  # noqa: F401
+    except ImportError:
+        return {"compile": {}, "load": {}}
+    with tempfile.TemporaryDirectory(prefix="numba-cache-") as cache:
+        return {step: _timed_in_a_process(names, cache) for step in ("compile", "load")}
+
+
+def _timed_in_a_process(names: tuple[str, ...], cache: str) -> dict[str, float]:
+    environment = {**os.environ, "NUMBA_CACHE_DIR": cache}
+    command = [sys.executable, "-c", _EVERY_KERNEL, *names]
+    return json.loads(subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout)

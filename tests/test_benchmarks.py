@@ -38,6 +38,7 @@ from benchmarks.contender import Contender
 from benchmarks.machine import last_level_cache, numba_threads
 from benchmarks.selection import Cell
 from normnumba import reference
+from normnumba.kernels.cpu import compiling
 
 BY_NAME = {op.name: op for op in OPS}
 LAYER, BATCH = BY_NAME["layer_norm_forward"], BY_NAME["batch_norm_forward"]
@@ -110,6 +111,26 @@ def test_startup_benchmarks_are_valid_code() -> None:
     compile(f"{setup}\n{call}", "<timeraw>", "exec")
 
 
+def test_every_kernel_is_timed() -> None:
+    assert set(startup.KERNELS) == set(compiling.kernels)
+    seconds = startup.kernel_seconds(("rows.forward",))
+    compiled, loaded = (seconds[step]["rows.forward"] for step in ("compile", "load"))
+    assert 0 < loaded < compiled / 2
+    startup.CompileKernel().setup(seconds, "rows.forward")
+    startup.EveryKernel().setup(seconds)
+    assert startup.CompileKernel().track_compile(seconds, "rows.forward") == compiled
+    assert startup.EveryKernel().track_compile(seconds) == compiled
+    assert startup.EveryKernel().track_load(seconds) == loaded
+
+
+def test_kernels_that_an_old_commit_lacks_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(NotImplementedError, match=r"rows\.unknown"):
+        startup.CompileKernel().setup({"compile": {"rows.forward": 1.0}}, "rows.unknown")
+    monkeypatch.delattr(compiling, "kernels")
+    with pytest.raises(NotImplementedError, match="by name"):
+        startup.EveryKernel().setup(startup.kernel_seconds())
+
+
 def test_asv_finds_the_suite_where_only_the_library_is_installed() -> None:
     """Discovery imports every module of the package; a benchmark environment has no rich, plotly, torch or pytest."""
     code = """
@@ -124,6 +145,9 @@ print(json.dumps([benchmark.name for benchmark in disc_benchmarks("benchmarks")]
     assert sorted(found) == [
         "memory.PeakBatchNorm.peakmem_batch_norm_forward",
         "memory.PeakLayerNorm.peakmem_layer_norm_forward",
+        "startup.CompileKernel.track_compile",
+        "startup.EveryKernel.track_compile",
+        "startup.EveryKernel.track_load",
         "startup.FirstCall.timeraw_cached_512x1024",
         "startup.FirstCall.timeraw_compile_512x1024",
         "startup.Import.timeraw_import",
@@ -158,6 +182,8 @@ def benchmark_names() -> list[str]:
         "startup.FirstCall.timeraw_cached_512x1024",
         "memory.PeakLayerNorm.peakmem_layer_norm_forward('65536x512')",
     ]
+    names += [f"startup.CompileKernel.track_compile({kernel!r})" for kernel in startup.KERNELS]
+    names += ["startup.EveryKernel.track_compile", "startup.EveryKernel.track_load"]
     return [*names, "memory.PeakBatchNorm.peakmem_batch_norm_forward('32x256x64x64')"]
 
 
@@ -182,6 +208,12 @@ def test_default_selection_keeps_the_extremes_as_the_table_grows() -> None:
     sizes = [geometry.size for geometry in selection.by_priority(SHAPES["layer_norm"])]
     assert sizes[0] == max(sizes)
     assert sizes[1] == min(sizes)
+
+
+def test_only_a_full_run_compiles_every_kernel() -> None:
+    patterns = list(selection.asv_patterns([], selection.FULL_STARTUP_BENCHMARKS))
+    found = [name for name in benchmark_names() if any(re.search(p, name) for p in patterns)]
+    assert len(found) == len(chosen([])) + len(startup.KERNELS) + 2
 
 
 def test_pattern_chooses_one_cell() -> None:
