@@ -281,6 +281,18 @@ def test_a_mask_is_taken_block_by_block(geometry, block, rng, monkeypatch):
             np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.parametrize("geometry", [Geometry((2, 3, 257, 259), 1), Geometry((50021, 5), 1)], ids=str)
+def test_threads_do_not_change_masked_bits(geometry, rng, monkeypatch):
+    forward = {**arguments_of(BATCH[0], geometry, "float32", rng), "mask": mask_of(geometry, rng)}
+    results = []
+    for parallel_from in (0, 1 << 62):
+        monkeypatch.setattr(launching, "PARALLEL_FROM", parallel_from)
+        y, mean, rstd = BATCH[0](normnumba, forward)
+        backward = {**forward, "dy": np.cos(y), "mean": mean, "rstd": rstd}
+        results.append([y, mean, rstd, *BATCH[1](normnumba, backward)[:3]])
+    assert_identical(*results)
+
+
 def test_an_infinity_that_counts_stays_one(rng, monkeypatch):
     x = rng.standard_normal((40, 5)).astype(np.float32)
     x[3, 1], x[32, 2], x[4, 3], x[31, 3] = np.inf, -np.inf, np.inf, -np.inf
