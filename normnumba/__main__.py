@@ -15,25 +15,24 @@ from normnumba.views import STORAGE
 
 DTYPES = {dtype.name: storage for dtype, storage in STORAGE.items()}
 
-MODULES = {
-    "add_": ("rows",),
-    "layer_norm": ("rows", "strips"),
-    "rms_norm": ("rows", "strips"),
-    "batch_": ("channels", "columns"),
-    "group_norm": ("groups", "columns"),
-    "instance_norm": ("groups", "columns"),
+KERNELS = {
+    "add_": ("rows.add_{}",),
+    "layer_norm": ("rows.{}", "strips.{}"),
+    "rms_norm": ("rows.{}", "strips.{}"),
+    "batch_": ("channels.{}", "columns.{}_sample"),
+    "group_norm": ("groups.{}", "columns.{}_sample", "columns.{}_own"),
+    "instance_norm": ("groups.{}", "columns.{}_sample", "columns.{}_own"),
 }
-"""Where the kernels of an op are, by how its name begins."""
+"""The kernels of an op, forward or backward, by how its name begins."""
 
 
 def kernels_of(op: str) -> list[str]:
     """The names of the kernels that a public function calls."""
-    modules = next((m for start, m in MODULES.items() if op.startswith(start)), ())
+    names = next((n for start, n in KERNELS.items() if op.startswith(start)), ())
     passes = {"backward"} if "backward" in op else {"forward"}
     if op == "batch_norm_backward":
         passes.add("forward")  # with a mask it takes the moments again
-    prefix = "add_" if op.startswith("add_") else ""
-    wanted = {f"{module}.{prefix}{which}" for module in modules for which in passes}
+    wanted = {name.format(which) for name in names for which in passes}
     return [name for name in kernels if name in wanted]
 
 

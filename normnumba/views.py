@@ -42,6 +42,9 @@ STORAGE: dict[np.dtype[Any], np.dtype[Any]] = {
 
 _NO_X = "x must be an ndarray, got None"
 
+SMALL = 1 << 16
+"""Elements below which the time that Python takes is worth a shortcut."""
+
 STRIP_FROM = 16
 """Elements behind the normalized axes from which a strip fills vectors; below, rows are copied together."""
 
@@ -61,7 +64,7 @@ class View:
     storage: np.dtype[Any]
     """The dtype under which kernels see the arrays."""
     plain: bool
-    """Whether the array that this was worked out from needs none of that, given that it is aligned and writable."""
+    """Whether the array that this was worked out from is small, and needs none of that if aligned and writable."""
 
     def enter(self, array: Array) -> Array:
         """`array` in the kernels' geometry; copied unless it lies in memory in that order."""
@@ -315,9 +318,9 @@ def _memory_order(shape: Shape, strides: Shape) -> Shape:
 
 
 def _is_plain(shape: Shape, strides: Shape, dtype: np.dtype[Any]) -> bool:
-    """Whether an array lies in C order without gaps, in a dtype that kernels see as it is."""
+    """Whether an array is small, in C order without gaps, and of a dtype that kernels see as it is."""
     sizes = tuple(dtype.itemsize * math.prod(shape[a + 1 :]) for a in range(len(shape)))
-    return strides == sizes and STORAGE[dtype] is dtype
+    return strides == sizes and STORAGE[dtype] is dtype and 0 < math.prod(shape) < SMALL
 
 
 def _ranks(axes: Sequence[int]) -> Shape:

@@ -362,7 +362,7 @@ def _write_block(x, residual, base, size, b, blocks, long_rows, vectors, activat
         fence()
 
 
-def _normalize_sample(o, x, residual, weight, bias, eps, training, activation, stats, y, mean, rstd):
+def _forward_sample(o, x, residual, weight, bias, eps, training, activation, stats, y, mean, rstd):
     samples, rows, channels = x.shape
     xs, rs, ys, size = flat(x), flat(residual), flat(y), rows * channels
     width, long_rows, blocks = _layout(rows, channels)
@@ -382,7 +382,7 @@ def _normalize_sample(o, x, residual, weight, bias, eps, training, activation, s
         _write_block(xs, rs, base, size, b, blocks, long_rows, vectors, activation, staged, ys)
 
 
-_normalize_own_sample = scalar(_normalize_sample)
+_forward_alone = scalar(_forward_sample)
 
 
 def _forward_arguments(T, A):
@@ -392,13 +392,13 @@ def _forward_arguments(T, A):
     )
 
 
-_forward = variants(lambda T, A: types.void(types.intp, *_forward_arguments(T, A)))(_normalize_sample)
+_forward = variants(lambda T, A: types.void(types.intp, *_forward_arguments(T, A)))(_forward_sample)
 
 
 @variants(lambda T, A: types.void(*_forward_arguments(T, A)))
 def _forward_own(x, residual, weight, bias, eps, training, activation, stats, y, mean, rstd):
     for o in prange(x.shape[0]):
-        _normalize_own_sample(o, x, residual, weight, bias, eps, training, activation, stats, y, mean, rstd)
+        _forward_alone(o, x, residual, weight, bias, eps, training, activation, stats, y, mean, rstd)
 
 
 @scalar
@@ -497,7 +497,7 @@ def _given(stats, o, groups, eps, squared):
     return given
 
 
-def _differentiate_sample(
+def _backward_sample(
     o, dy, x, residual, stats, weight, bias, eps, squared, terms, count, activation, dx, dresidual, sums
 ):
     samples, rows, channels = x.shape
@@ -523,7 +523,7 @@ def _differentiate_sample(
         _write_gradients(*args, dxs, drs)
 
 
-_differentiate_own_sample = scalar(_differentiate_sample)
+_backward_alone = scalar(_backward_sample)
 
 
 def _backward_arguments(T, A):
@@ -534,12 +534,12 @@ def _backward_arguments(T, A):
     )
 
 
-_backward = variants(lambda T, A: types.void(types.intp, *_backward_arguments(T, A)))(_differentiate_sample)
+_backward = variants(lambda T, A: types.void(types.intp, *_backward_arguments(T, A)))(_backward_sample)
 
 
 @variants(lambda T, A: types.void(*_backward_arguments(T, A)))
 def _backward_own(dy, x, residual, stats, weight, bias, eps, squared, terms, count, activation, dx, dresidual, sums):
     for o in prange(x.shape[0]):
-        _differentiate_own_sample(
+        _backward_alone(
             o, dy, x, residual, stats, weight, bias, eps, squared, terms, count, activation, dx, dresidual, sums
         )
