@@ -25,6 +25,13 @@ KERNELS = {
 }
 """The kernels of an op, forward or backward, by how its name begins."""
 
+SHARED = {
+    "batch_norm_forward": "channels.moments",
+    "batch_moments": "channels.moments",
+    "batch_norm_backward": "channels.sums",
+}
+"""What it takes besides for few large channels."""
+
 
 def kernels_of(op: str) -> list[str]:
     """The names of the kernels that a public function calls."""
@@ -32,7 +39,7 @@ def kernels_of(op: str) -> list[str]:
     passes = {"backward"} if "backward" in op else {"forward"}
     if op == "batch_norm_backward":
         passes.add("forward")  # with a mask it takes the moments again
-    wanted = {name.format(which) for name in names for which in passes}
+    wanted = {name.format(which) for name in names for which in passes} | {SHARED.get(op)}
     return [name for name in kernels if name in wanted]
 
 

@@ -22,7 +22,7 @@ RECORD = """
 import json
 import numpy as np
 import normnumba
-from benchmarks.cases import OPS, RAGGED
+from benchmarks.cases import OPS, RAGGED, Geometry
 from normnumba.kernels.cpu import compiling
 
 class Idle:
@@ -35,7 +35,8 @@ compiling.numba.njit = lambda **options: Idle
 variants = {name: variant for name, (variant, _) in compiling.kernels.items()}
 called, rng = {}, np.random.default_rng(0)
 for op in OPS:
-    for geometry in RAGGED[op.family]:
+    large = Geometry((2, 2, 1025, 1025), 1), Geometry((1, 32, 32, 96), -1)
+    for geometry in (*RAGGED[op.family], *(large if op.family.startswith(("batch", "group", "instance")) else ())):
         arguments = op.arguments(geometry, np.dtype(np.float32), rng)
         masks = [{}]
         if op.function.startswith("batch_") and "inference" not in op.function and geometry.size:

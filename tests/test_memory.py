@@ -16,8 +16,6 @@ from tests.helpers import run_python
 
 LIMIT = 2 << 20
 
-SAMPLES_LAST = 4 << 20
-"""Of group and instance norm, channels last: each sample has sums of its own for every 16 rows, 3/8 of x in all."""
 
 MEASURE = """
 import json, sys
@@ -103,8 +101,5 @@ def test_a_temporary_is_seen(extras):
 
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
 def test_memory_beyond_the_outputs(op, extras):
-    def limit(how):
-        return SAMPLES_LAST if op.family in ("group_norm", "instance_norm") and "@-1" in how else LIMIT
-
-    too_much = {how: f"{extra / 2**20:.1f} MiB" for how, extra in extras[op.name].items() if extra > limit(how)}
+    too_much = {how: f"{extra / 2**20:.1f} MiB" for how, extra in extras[op.name].items() if extra > LIMIT}
     assert not too_much

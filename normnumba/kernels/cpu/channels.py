@@ -1,6 +1,7 @@
 """Channels: x (O, C, I), statistics over O and I, weight and bias (C). BatchNorm, channels first.
 
-A core takes one channel at a time: what its statistics have read is still in its cache when it is normalized.
+A core takes one channel at a time: what its statistics have read is still in its cache when it is normalized. Of few
+channels that are too large for that, each is shared by tasks of some samples each, lest cores be idle.
 """
 
 from __future__ import annotations
@@ -14,8 +15,17 @@ from numba import prange, types
 from .. import BATCH, GIVEN, RELU
 from .compiling import array_in, array_out, variants
 from .launching import select
-from .lowlevel import fence, flat, must_stage
+from .lowlevel import fence, flat, must_stage, scalar
 from .spans import BLOCK, centre_before, channel_sums, moments, write_gradients, write_span
+
+FEW = 16
+"""Channels below which threads share each of them."""
+
+LARGE = 4 << 20
+"""Bytes of a channel from which they do: it is read from memory twice in any case."""
+
+TASKS = 64
+"""How many tasks there are then."""
 
 
 def channels_forward(
@@ -36,6 +46,9 @@ def channels_forward(
     The float64 mean and variance are in `stats` (2, C), put there in training, and else given. An empty residual is
     none.
     """
+    if training and _shared(x):
+        select(_moments, x)(x, weight, stats)
+        training = False
     select(_forward, x)(x, residual, weight, bias, eps, training, activation, stats, y, mean, rstd)
 
 
@@ -61,8 +74,63 @@ def channels_backward(
     to which eps is added. `terms` says what dx takes from the float64 sums: BATCH that mean and rstd are x's own,
     CONSTANT that they do not depend on x, GIVEN that `sums` holds those of a larger batch of `count` values a channel.
     """
+    if terms == BATCH and _shared(x):
+        stats = stats.copy()
+        select(_sums, x)(dy, x, residual, weight, bias, activation, stats, sums)
+        terms = GIVEN
     args = (dy, x, residual, stats, weight, bias, eps, squared, terms, count, activation, dx, dresidual, sums)
     select(_backward, x)(*args)
+
+
+def _shared(x: np.ndarray) -> bool:
+    """Whether threads share a channel: where there are few, each too large to stay in a core's cache anyway."""
+    return x.shape[1] < FEW and x.shape[0] > 1 and x.nbytes > LARGE * x.shape[1]
+
+
+@scalar
+def _shares(outer, channels):
+    """How many tasks share a channel: from the shape alone, hence the same bits on any number of threads"""
+    return max(1, min(outer, TASKS // channels))
+
+
+@scalar
+def _samples(task, shares, outer):
+    """The channel of a task, and its samples"""
+    share = task % shares
+    return task // shares, share * outer // shares, (share + 1) * outer // shares
+
+
+@scalar
+def _centre(mean, rstd, zero):
+    """What rounding a float64 mean leaves in xhat"""
+    return (mean - type(zero)(mean)) * rstd
+
+
+@scalar
+def _merge(parts, c, shares, outer, stats):
+    """Mean and variance of a channel from those of its shares, as in Chan, Golub and LeVeque, 1983"""
+    mean, squares, seen = 0.0, 0.0, 0
+    for task in range(c * shares, (c + 1) * shares):
+        _, first, last = _samples(task, shares, outer)
+        count, away = last - first, parts[0, task] - mean
+        seen += count
+        mean += away * count / seen
+        squares += parts[1, task] * count + away * away * (seen - count) * count / seen
+    stats[0, c], stats[1, c] = mean, squares / seen
+
+
+@variants(lambda T, A: types.void(array_in(T, 3), array_in(A, 1), array_out(types.float64, 2)))
+def _moments(x, weight, stats):
+    """Mean and variance of channels that tasks share; of the weight only the type matters."""
+    outer, channels, inner = x.shape
+    xs, stride, shares, zero = flat(x), channels * inner, _shares(outer, channels), weight.dtype.type(0)
+    parts = np.empty((2, channels * shares))
+    for task in prange(channels * shares):
+        c, first, last = _samples(task, shares, outer)
+        pivot, shift, var, _ = moments(xs, c * inner + first * stride, last - first, stride, inner, 0.0, True, zero)
+        parts[0, task], parts[1, task] = pivot + shift, var
+    for c in range(channels):
+        _merge(parts, c, shares, outer, stats)
 
 
 @variants(
@@ -74,21 +142,23 @@ def channels_backward(
 def _forward(x, residual, weight, bias, eps, training, activation, stats, y, mean, rstd):
     outer, channels, inner = x.shape
     xs, rs, ys, number = flat(x), flat(residual), flat(y), weight.dtype.type
-    staged, stride, rounds = must_stage(y, inner, x, x), channels * inner, outer if y.size else 0
-    for c in prange(channels):
+    staged, stride, shares = must_stage(y, inner, x, x), channels * inner, 1 if training else _shares(outer, channels)
+    for task in prange(channels * shares):
+        c, first, last = _samples(task, shares, outer)
         if training:
             pivot, shift, var, r = moments(xs, c * inner, outer, stride, inner, eps, True, number(0))
             stats[0, c], stats[1, c] = pivot + shift, var
         else:
             pivot = number(stats[0, c])
             shift, r = stats[0, c] - pivot, 1 / math.sqrt(stats[1, c] + eps)
-        if mean.size:
+        if mean.size and not first:
             mean[c], rstd[c] = stats[0, c], r
         scale = r * weight[c]
         line = pivot, number(scale), number(bias[c] - shift * scale), BLOCK
         buffer = np.empty(BLOCK if staged else 0, y.dtype)
         z = np.empty(BLOCK if activation > RELU else 0, weight.dtype)
-        write_span(xs, rs, c * inner, rounds, stride, inner, line, activation, z, ys, buffer, inner)
+        span = c * inner + first * stride, last - first if y.size else 0, stride, inner
+        write_span(xs, rs, *span, line, activation, z, ys, buffer, inner)
         if staged:
             fence()
 
@@ -104,12 +174,14 @@ def _backward(dy, x, residual, stats, weight, bias, eps, squared, terms, count, 
     outer, channels, inner = x.shape
     dys, xs, rs, number = flat(dy), flat(x), flat(residual), weight.dtype.type
     dxs, drs, stride = flat(dx), flat(dresidual), channels * inner
-    staged, rounds = must_stage(dx, inner, dy, x), outer if dx.size or dresidual.size else 0
-    for c in prange(channels):
+    shares = _shares(outer, channels) if terms == GIVEN else 1
+    staged, writes = must_stage(dx, inner, dy, x), dx.size > 0 or dresidual.size > 0
+    for task in prange(channels * shares):
+        c, first, last = _samples(task, shares, outer)
         start, mean, rstd = c * inner, stats[0, c], 1 / math.sqrt(stats[1, c] + eps) if squared else stats[1, c]
         m, r, scale = number(mean), number(rstd), rstd * weight[c]
         dz = np.empty(BLOCK if activation else 0, weight.dtype)
-        centre = (mean - m) * rstd
+        centre = _centre(mean, rstd, number(0))
         if terms == BATCH:
             centre = centre_before(xs, start, outer, stride, inner, m, r, number(0))
         line = m, number(scale), number(bias[c] - centre * weight[c]), BLOCK
@@ -120,7 +192,39 @@ def _backward(dy, x, residual, stats, weight, bias, eps, squared, terms, count, 
         shift = number(-scale * sums[0, c] / count - slope * centre)
         curve = m, r, number(scale), number(slope), shift, BLOCK
         buffer = np.empty(BLOCK if staged or not dx.size else 0, dx.dtype)
-        span = start, rounds, stride, inner
+        span = start + first * stride, last - first if writes else 0, stride, inner
         write_gradients(dys, xs, rs, *span, line, curve, terms, activation, dz, dxs, drs, buffer, inner)
         if staged:
             fence()
+
+
+@variants(
+    lambda T, A: types.void(
+        *(array_in(T, 3), array_in(T, 3), array_in(T, 3), array_in(A, 1), array_in(A, 1), types.intp),
+        *(array_out(types.float64, 2), array_out(types.float64, 2)),
+    )
+)
+def _sums(dy, x, residual, weight, bias, activation, stats, sums):
+    """`sums` of x's own statistics, whose mean is corrected by what rounding left in xhat."""
+    outer, channels, inner = x.shape
+    dys, xs, rs, number, stride = flat(dy), flat(x), flat(residual), weight.dtype.type, channels * inner
+    shares = _shares(outer, channels)
+    parts = np.empty((3, channels * shares))
+    for task in prange(channels * shares):
+        c, first, last = _samples(task, shares, outer)
+        start, m, r = c * inner + first * stride, number(stats[0, c]), number(stats[1, c])
+        parts[2, task] = centre_before(xs, start, last - first, stride, inner, m, r, number(0)) * (last - first)
+    for c in range(channels):
+        centre = parts[2, c * shares : (c + 1) * shares].sum() / outer
+        stats[0, c] = number(stats[0, c]) + (centre / stats[1, c] if centre else 0.0)
+    for task in prange(channels * shares):
+        c, first, last = _samples(task, shares, outer)
+        span = c * inner + first * stride, last - first, stride, inner
+        m, r, centre = number(stats[0, c]), number(stats[1, c]), _centre(stats[0, c], stats[1, c], number(0))
+        dz = np.empty(BLOCK if activation else 0, weight.dtype)
+        line = m, number(stats[1, c] * weight[c]), number(bias[c] - centre * weight[c]), BLOCK
+        sum_dy, sum_dyt = channel_sums(dys, xs, rs, *span, m, r, line, activation, dz)
+        parts[0, task], parts[1, task] = sum_dy, sum_dyt - (centre * sum_dy if centre else 0.0)
+    for c in range(channels):
+        for k in range(2):
+            sums[k, c] = parts[k, c * shares : (c + 1) * shares].sum()

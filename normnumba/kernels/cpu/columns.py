@@ -109,7 +109,7 @@ def _layout(rows, channels):
     """
     width = channels * max(1, min((FOLD + channels - 1) // channels, rows))
     long_rows = (rows * channels + width - 1) // width
-    blocks = max(1, min(long_rows // GROUP, 64, (1 << 16) // width))
+    blocks = max(1, min(rows * channels >> 16, 64, (1 << 16) // width))
     return width, long_rows, blocks
 
 

@@ -27,6 +27,7 @@ from .lowlevel import (
     inlined,
     inlined_elementwise,
     load,
+    muladd,
     plus,
     rounded,
     scalar,
@@ -355,8 +356,8 @@ def _curve(dy, first, x, start, count, mean, rstd, scale, slope, shift, column, 
     """dx = dy * scale + t * slope + shift with t = (x - mean) * rstd, the vectors from `column` on"""
     for i in range(count):
         t = (load(x, start + i) - load(mean, column + i)) * load(rstd, column + i)
-        g = load(dy, first + i) * load(scale, column + i)
-        store(dx, at + i, g + t * load(slope, column + i) + load(shift, column + i))
+        rest = muladd(t, load(slope, column + i), load(shift, column + i))
+        store(dx, at + i, muladd(load(dy, first + i), load(scale, column + i), rest))
 
 
 @inlined_elementwise

@@ -21,6 +21,7 @@ from .lowlevel import (
     frozen,
     inlined_elementwise,
     load,
+    muladd,
     must_stage,
     plus,
     rounded,
@@ -72,7 +73,7 @@ def _differentiating(rounding):
             xhat = t - load(centre, j)
             sum_dy = plus(sum_dy, g)
             sum_dyxhat = plus(sum_dyxhat, g * (rounded(dy, xhat) if rounding else xhat))
-            store(dx, at + j, g * weight * r + t * load(slope, j) + load(shift, j))
+            store(dx, at + j, muladd(g * weight, r, muladd(t, load(slope, j), load(shift, j))))
         return sum_dy, sum_dyxhat
 
     return gradients
