@@ -23,11 +23,11 @@ def parameter(
     name: str, value: Array | None, shape: tuple[int, ...], number: np.dtype[Any], default: int | None = None
 ) -> Array:
     """A weight, bias or statistic as kernels take it: contiguous and in the type that x is computed in."""
+    if type(value) is np.ndarray and value.dtype is number and value.shape == shape and value.flags.carray:
+        return value
     if value is None and default is not None:
         return constant(shape, number, default)
     value = real(name, value, shape)
-    if value.dtype is number and value.flags.carray:
-        return value
     return value.astype(number, "C", subok=False)  # a third of the time of np.require
 
 

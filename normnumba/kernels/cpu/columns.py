@@ -35,7 +35,7 @@ from .lowlevel import (
     must_stage,
     scalar,
 )
-from .spans import BLOCK, flush, is_far, moments, set_upstream, write_gradients, write_span
+from .spans import BLOCK, any_moments, flush, is_far, set_upstream, write_gradients, write_span
 
 FOLD = 512
 """Elements that a long row has at least: of 128, the loops over them took 1.3 times as long to write results."""
@@ -267,17 +267,17 @@ def _block_products(dy, x, residual, base, size, first, last, vectors, activatio
         _products(dy, x, residual, base, size, first, last, vectors, activation, totals)
 
 
-@scalar
+@inlined
 def column_moments(x, start, rows, stride, pivot, first, second, eps, center):
-    """`moments` of a column, from its sums about the pivot, or from its elements where those are no good"""
+    """`spans.moments` of a column, from its sums about the pivot, or from its elements where those are no good"""
     shift = first / rows if center else 0.0
     var = second / rows - shift * shift
     if shift * shift <= 4 * var < math.inf:
         return pivot, shift, var, 1 / math.sqrt(var + eps)
-    return moments(x, start, rows, stride, 1, eps, center, type(pivot)(0))
+    return any_moments(x, start, rows, stride, 1, eps, center, type(pivot)(0))
 
 
-@scalar
+@inlined
 def _group_moments(x, base, rows, channels, begin, end, pivots, first, second, eps):
     """shift, var, rstd of a group of columns, the mean being that of its first column's pivot plus the shift
 
@@ -297,7 +297,7 @@ def _group_moments(x, base, rows, channels, begin, end, pivots, first, second, e
     return mean, var, 1 / math.sqrt(var + eps)
 
 
-@scalar
+@inlined
 def _set_scales(x, base, rows, weight, bias, eps, begin, end, totals, vectors, stats):
     """Complete the vectors of a group of columns, in every fold, and in training its `stats`; the rstd"""
     channels, width = weight.size, vectors.shape[1]

@@ -119,7 +119,7 @@ def moments(x, start, outer, stride, inner, eps, center, zero):
         var = second * share - shift * shift
         if shift * shift <= 4 * var < math.inf:
             return pivot, shift, var, 1.0 / math.sqrt(var + eps)
-    return _moments(x, start, outer, stride, inner, eps, center, zero)
+    return any_moments(x, start, outer, stride, inner, eps, center, zero)
 
 
 @inlined
@@ -130,7 +130,7 @@ def _pivot(x, start, inner, zero):
 
 
 @scalar
-def _moments(x, start, outer, stride, inner, eps, center, zero):
+def any_moments(x, start, outer, stride, inner, eps, center, zero):
     """`moments` of spans of any length and any values"""
     number = type(zero)
     pivot, scale, total = zero, 1.0, outer * inner
