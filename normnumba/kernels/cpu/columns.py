@@ -103,14 +103,14 @@ def run_samples(one: Callable[..., Any], own: Callable[..., Any], x: np.ndarray,
 
 @scalar
 def _layout(rows, channels):
-    """Elements of a long row, long rows, and blocks of them that have sums of their own.
+    """Elements of a long row, long rows, blocks of them that have sums of their own, and blocks that are written.
 
     From the shape alone, hence the same bits on any number of threads.
     """
     width = channels * max(1, min((FOLD + channels - 1) // channels, rows))
     long_rows = (rows * channels + width - 1) // width
-    blocks = max(1, min(rows * channels >> 16, 64, (1 << 16) // width))
-    return width, long_rows, blocks
+    blocks = max(1, min(rows * channels >> 16, 64))
+    return width, long_rows, max(1, min(blocks, (1 << 16) // width)), min(blocks, long_rows)
 
 
 @elementwise
@@ -365,10 +365,10 @@ def _write_block(x, residual, base, size, b, blocks, long_rows, vectors, activat
 def _forward_sample(o, x, residual, weight, bias, eps, training, activation, stats, y, mean, rstd):
     samples, rows, channels = x.shape
     xs, rs, ys, size = flat(x), flat(residual), flat(y), rows * channels
-    width, long_rows, blocks = _layout(rows, channels)
+    width, long_rows, sums, writes = _layout(rows, channels)
     groups = stats.shape[1] // samples
     base, parts, staged = o * size, _parts(groups, channels), must_stage(y, size, x, x)
-    sums, writes = blocks if training else 0, blocks if y.size else 0
+    sums = sums if training else 0
     vectors, totals = np.empty((3, width), weight.dtype), np.empty((sums, 2, width))
     low, high = o * groups, (o + 1) * groups
     if training:
@@ -378,8 +378,8 @@ def _forward_sample(o, x, residual, weight, bias, eps, training, activation, sta
     for part in prange(parts):
         own = stats[:, low:high], mean[low:high], rstd[low:high]
         _finish(xs, base, rows, weight, bias, eps, part, totals, vectors, *own)
-    for b in prange(writes):
-        _write_block(xs, rs, base, size, b, blocks, long_rows, vectors, activation, staged, ys)
+    for b in prange(writes if y.size else 0):
+        _write_block(xs, rs, base, size, b, writes, long_rows, vectors, activation, staged, ys)
 
 
 _forward_alone = scalar(_forward_sample)
@@ -502,7 +502,7 @@ def _backward_sample(
 ):
     samples, rows, channels = x.shape
     dys, xs, rs, dxs, drs, size = flat(dy), flat(x), flat(residual), flat(dx), flat(dresidual), rows * channels
-    width, long_rows, blocks = _layout(rows, channels)
+    width, long_rows, blocks, writes = _layout(rows, channels)
     groups = stats.shape[1] // samples
     base, parts, staged = o * size, _parts(groups, channels), must_stage(dx, size, dy, x)
     given, centres = _given(stats, o, groups, eps, squared), np.zeros(groups)
@@ -518,8 +518,8 @@ def _backward_sample(
         _set_curves(
             vectors, totals, given, centres, weight, part, terms, count, sums[:, o * channels : (o + 1) * channels]
         )
-    for b in prange(blocks if dx.size or dresidual.size else 0):
-        args = dys, xs, rs, base, size, b, blocks, long_rows, vectors, terms, activation, staged
+    for b in prange(writes if dx.size or dresidual.size else 0):
+        args = dys, xs, rs, base, size, b, writes, long_rows, vectors, terms, activation, staged
         _write_gradients(*args, dxs, drs)
 
 
