@@ -414,7 +414,7 @@ def test_a_sum_then_a_norm_gives_the_same_bits(kind, norm, rng):
     assert_identical([dx, dweight], plain[:2])
 
 
-@pytest.mark.parametrize(("kind", "other"), [*MIXED, *((b, a) for a, b in MIXED)])
+@pytest.mark.parametrize(("kind", "other"), [*MIXED, ("float32", "bfloat16"), ("float64", "float32")])
 def test_the_residual_stream_keeps_the_wider_dtype(kind, other, rng):
     x, residual, weight, bias = added(kind, other, rng)
     y, summed, mean, rstd = normnumba.add_layer_norm_forward(x, residual, weight, bias)
