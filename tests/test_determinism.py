@@ -123,7 +123,7 @@ def test_both_twins_give_the_same_bits(op, geometry, dtype, rng, monkeypatch):
 SHARED_OPS = ("batch_norm_forward", "batch_norm_backward", "batch_norm_backward+residual+relu", "batch_moments")
 
 
-@pytest.mark.parametrize("geometry", [Geometry((70, 3, 41), 1), Geometry((5, 1, 9, 17), 1)], ids=name_of)
+@pytest.mark.parametrize("geometry", [Geometry(s, 1) for s in ((70, 3, 41), (5, 1, 9, 17), (38, 3, 90))], ids=name_of)
 @pytest.mark.parametrize("offset", [0.0, 1e3])
 @pytest.mark.parametrize("op", [BY_NAME[name] for name in SHARED_OPS], ids=name_of)
 def test_channels_that_threads_share(op, offset, geometry, rng, monkeypatch):

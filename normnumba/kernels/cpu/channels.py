@@ -16,7 +16,7 @@ from .. import BATCH, GIVEN, RELU
 from .compiling import array_in, array_out, variants
 from .launching import select
 from .lowlevel import fence, flat, must_stage, scalar
-from .spans import BLOCK, centre_before, channel_sums, moments, write_gradients, write_span
+from .spans import BLOCK, any_moments, centre_before, channel_sums, moments, write_gradients, write_span
 
 FEW = 16
 """Channels below which threads share each of them."""
@@ -127,7 +127,8 @@ def _moments(x, weight, stats):
     parts = np.empty((2, channels * shares))
     for task in prange(channels * shares):
         c, first, last = _samples(task, shares, outer)
-        pivot, shift, var, _ = moments(xs, c * inner + first * stride, last - first, stride, inner, 0.0, True, zero)
+        span = c * inner + first * stride, last - first, stride, inner
+        pivot, shift, var, _ = any_moments(xs, *span, 0.0, True, zero)
         parts[0, task], parts[1, task] = pivot + shift, var
     for c in range(channels):
         _merge(parts, c, shares, outer, stats)
