@@ -296,7 +296,7 @@ def _normalize(
     number = view.number
     mean, rstd = np.empty(view.rows, number) if center else EMPTY[number, 1], np.empty(view.rows, number)
     if view.plain and out is None and type(x) is np.ndarray and x.flags.carray:
-        y = np.empty(view.shape, number)  # what is below does the same here, and takes 0.6 us longer
+        y = np.empty(view.shape, number)  # what is below does the same here, and takes half a us longer
         kernels.rows_forward(x, weight, bias, eps, center, rounding, y, mean, rstd)
         return y, mean, rstd
     y = output(out, x, (x,), others)

@@ -38,7 +38,8 @@ from .lowlevel import (
 from .spans import BLOCK, any_moments, flush, is_far, set_upstream, write_gradients, write_span
 
 FOLD = 512
-"""Elements that a long row has at least: of 128, the loops over them took 1.3 times as long to write results."""
+"""Elements that a long row has at least: writing rows of 256 took 144 us where rows of 1024 took 115, but much longer
+ones do not fit L1 with all that is known of their columns."""
 
 GROUP = 128
 """Long rows that are added up, four at a time, in the accumulator's type before they join a float64 total."""

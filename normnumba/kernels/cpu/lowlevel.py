@@ -332,7 +332,8 @@ def _prefetch(typingctx, array, index):
 def fence(typingctx):
     """Make this thread's streaming stores visible before anything that follows.
 
-    Only where there were any: it waits for all stores, and a fence behind every group took a fifth of a group norm.
+    Only where there were any: it waits for all stores. Without one behind every group, and with buffers for many groups
+    instead of each, a group norm in cache took 49 us instead of 57.
     """
 
     def codegen(context, builder, sig, args):
