@@ -82,6 +82,13 @@ def test_a_loaded_kernel_needs_no_compiler(cold):
     assert run_python(code, NUMBA_CACHE_DIR=cache).split()[::2] == [result, "False"]
 
 
+def test_arrays_in_host_memory_need_no_cuda(cold):
+    """Installed or not: its import takes half a second."""
+    cache, (result, _) = cold
+    code = f"import sys\n{ROWS}\nprint(*[m for m in sys.modules if f'{{m}}.'.startswith(('cuda.', 'numba.cuda.'))])"
+    assert run_python(code, NUMBA_CACHE_DIR=cache).split()[::2] == [result]
+
+
 def test_twins_are_cached_apart_and_the_parallel_one_is_parallel(tmp_path):
     code = """
 import numpy as np, normnumba as nn
