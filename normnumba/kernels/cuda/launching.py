@@ -1,0 +1,108 @@
+"""From the source of a kernel to its variants, and from a variant to a launch."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from cuda.core import Stream
+from numba import cuda, types
+
+from .lowlevel import BYTES, pointer
+
+LARGEST_GRID = 65535
+"""Blocks along the second and third axis of a grid; along the first there may be 2^31 - 1."""
+
+WARP = 32
+
+NOTHING = np.empty(0)
+"""Stands for an array that is not there."""
+
+
+class Kernel(NamedTuple):
+    """A variant: its source with its constants bound, and the numba types of its parameters."""
+
+    name: str
+    function: Callable[..., None]
+    signature: tuple[types.Type, ...]
+
+
+def variants(source: Callable[..., Any]) -> Callable[..., Kernel]:
+    """Turn a function of constants that returns a kernel and its signature into a cached factory of variants."""
+
+    @functools.cache
+    def variant(*constants: Any) -> Kernel:
+        function, signature = source(*constants)
+        return Kernel("-".join((source.__name__, *map(str, constants))), function, tuple(signature))
+
+    return variant
+
+
+def launch(kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], place: Any, *args: Any) -> None:
+    """Run a kernel on the stream of a place. Arrays become pointers, those on the host null pointers."""
+    run(kernel, grid, block, place, args)
+
+
+def run(kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], place: Any, args: tuple[Any, ...]) -> None:
+    """Run it on a device."""
+    numbers = [_address(a) if type(t) is types.CPointer else a for t, a in zip(kernel.signature, args, strict=True)]
+    with cuda.gpus[place.device]:
+        # not through an indexed dispatcher, which warns of small grids and keeps streams alive
+        _compiled(kernel).launch(numbers, grid, block, _stream(place.stream))
+
+
+@functools.lru_cache(64)
+def _stream(handle: int) -> Any:
+    return Stream.from_handle(handle)
+
+
+def _address(array: Any) -> int:
+    return array.address if is_there(array) else 0
+
+
+def is_there(array: Any) -> bool:
+    """Whether a kernel is to read or write it: what is on the host stands for ones, zeros or nothing."""
+    return type(array) is not np.ndarray
+
+
+_compiling = threading.Lock()
+
+
+@functools.cache
+def _dispatcher(kernel: Kernel) -> Any:
+    return cuda.jit(types.void(*kernel.signature))(kernel.function)
+
+
+def _compiled(kernel: Kernel) -> Any:
+    """A variant for the current device, and for others of its kind."""
+    with _compiling:  # or two threads would compile it, and each keep its own
+        return next(iter(_dispatcher(kernel).overloads.values()))
+
+
+def number_of(dtype: np.dtype) -> types.Type:
+    """The numba type that elements of a dtype are computed in."""
+    return types.float64 if dtype.itemsize == 8 else types.float32
+
+
+def pointers(*dtypes: np.dtype) -> tuple[types.Type, ...]:
+    """The types of pointers to elements of these dtypes."""
+    return tuple(map(pointer, dtypes))
+
+
+def width_of(length: int, *arrays: Any) -> int:
+    """How many elements of x a thread takes at a time: 16 bytes where all lines of all arrays begin at such addresses.
+
+    Where elements have different sizes, the largest decide.
+    """
+    present = [a for a in arrays if is_there(a)]
+    width = BYTES // max(a.dtype.itemsize for a in present)
+    aligned = all(a.address % (width * a.dtype.itemsize) == 0 for a in present)
+    return width if length % width == 0 and aligned else 1
+
+
+def power_of_two(number: int) -> int:
+    """The smallest power of two that is no smaller."""
+    return 1 << max(number - 1, 0).bit_length()

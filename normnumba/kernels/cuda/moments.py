@@ -1,0 +1,175 @@
+"""Mean and variance of units that many blocks share: parts of them, each about a value of its own.
+
+A part is (count, first, mean, squares, scale): the mean of (x - first) * scale, and the sum of squares about it. So
+nothing cancels where the mean is large, and a merge in float64 is as good as if the sums had been.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from numba import cuda, types
+
+from . import sharing
+from .geometry import MASK_RULE, Lines, counts
+from .launching import is_there, launch, number_of, pointers, variants, width_of
+from .lowlevel import LOADS, load
+from .reductions import TINY, combining, merging, not_negative
+
+QUANTITIES = 5
+
+
+def moments_of(view: Lines, x: Any, mask: Any) -> tuple[Any, sharing.Shares]:
+    """The parts of every unit, of the elements that count; with an empty mask all do."""
+    width, masked = width_of(view.length, x), is_there(mask)
+    shares = sharing.across(view, width) if view.samples else sharing.along(view, width)
+    parts, threads = shares.parts(x, QUANTITIES), math.prod(shares.block)
+    kernel = (moments_across if view.samples else moments_along)(x.dtype, number_of(x.dtype), width, threads, masked)
+    launch(kernel, shares.grid, shares.block, x.place, x, mask, view.mask_rule, *shares.arguments, parts, shares.total)
+    return parts, shares
+
+
+@variants
+def moments_along(data, number, width, threads, masked):
+    """A block for each part."""
+    load_vector, merge, tiny = LOADS[width], merging(threads, number), TINY[number]
+
+    @cuda.jit(device=True)
+    def collect(x, mask, mask_rule, length, spacing, line, last, begin, stop, first, scale):
+        """count, mean and squares of what a thread reads, about the first of it"""
+        values = cuda.local.array(width, number)
+        count, about, shift, square = number(0), number(0), number(0), number(0)
+        while line < last:
+            m = begin + cuda.threadIdx.x * width
+            while m < stop:
+                load_vector(x, line * length + m, values, 0)
+                for j in range(width):
+                    if not masked or counts(mask, line, m + j, mask_rule):
+                        t = (values[j] - first) * scale
+                        about = about if count > number(0) else t
+                        t -= about
+                        shift += t
+                        square += t * t
+                        count += number(1)
+                m += cuda.blockDim.x * width
+            line += cuda.blockDim.y * spacing
+        share = number(1) / count if count > number(0) else number(0)
+        return count, about + shift * share, not_negative(square - shift * shift * share)
+
+    def kernel(x, mask, mask_rule, length, every, spacing, members, step, parts, total):
+        unit, run, begin = types.int64(cuda.blockIdx.x), types.int64(cuda.blockIdx.y), cuda.blockIdx.z * step
+        line = unit * every + members * run // cuda.gridDim.y * spacing
+        last = unit * every + members * (run + 1) // cuda.gridDim.y * spacing
+        own, stop = line + cuda.threadIdx.y * spacing, min(begin + step, length)
+        first, scale = number(load(x, line * length + begin)), number(1)
+        count, mean, squares = number(0), number(0), number(math.inf)
+        for attempt in range(3):
+            if not squares < number(math.inf):
+                scale = number(tiny) if attempt == 1 else number(1)  # the squares overflowed
+                first = number(0) if attempt == 2 else first  # there is an Inf or a NaN: the mean alone has a meaning
+                args = length, spacing, own, last, begin, stop, first, scale
+                count, mean, squares = merge(*collect(x, mask, mask_rule, *args))
+        if cuda.threadIdx.x == 0 and cuda.threadIdx.y == 0:
+            part = (unit * cuda.gridDim.y + run) * cuda.gridDim.z + cuda.blockIdx.z
+            write_part(parts, total, part, count, first, mean, squares, scale)
+
+    integers = (types.int64,) * 5
+    return kernel, (*_inputs(data), *integers, types.CPointer(number), types.int64)
+
+
+@cuda.jit(device=True)
+def write_part(parts, total, part, count, first, mean, squares, scale):
+    """Nothing but the mean of what has an Inf or a NaN"""
+    parts[part], parts[total + part], parts[2 * total + part] = count, first, mean
+    parts[3 * total + part] = squares if squares < math.inf else math.nan
+    parts[4 * total + part] = scale
+
+
+def _inputs(data: Any) -> tuple[types.Type, ...]:
+    return *pointers(data), types.CPointer(types.uint8), MASK_RULE
+
+
+@variants
+def moments_across(data, number, width, threads, masked):
+    """A part for each column of a tile; the rows of threads take every so many lines, and are merged in order."""
+    load_vector, combine, tiny = LOADS[width], combining(number), TINY[number]
+    rows, columns = threads // sharing.TILE, sharing.TILE * width
+
+    @cuda.jit(device=True)
+    def collect(x, mask, mask_rule, length, line, last, column, first, scale, mean, squares):
+        """count, and mean and squares of the columns of a thread, about the first that it reads"""
+        values, about = cuda.local.array(width, number), cuda.local.array(width, number)
+        count = number(0)
+        for j in range(width):
+            mean[j], squares[j], about[j] = number(0), number(0), number(0)
+        while line < last:
+            if column < length and (not masked or counts(mask, line, 0, mask_rule)):
+                load_vector(x, line * length + column, values, 0)
+                for j in range(width):
+                    t = (values[j] - first[j]) * scale
+                    about[j] = about[j] if count > number(0) else t
+                    t -= about[j]
+                    mean[j] += t
+                    squares[j] += t * t
+                count += number(1)
+            line += rows
+        share = number(1) / count if count > number(0) else number(0)
+        for j in range(width):
+            squares[j] = not_negative(squares[j] - mean[j] * mean[j] * share)
+            mean[j] = about[j] + mean[j] * share
+        return count
+
+    @cuda.jit(device=True)
+    def merge(count, mean, squares):
+        """Count, mean and squares of all rows of threads in the first; whether all of them are finite"""
+        counted, finite = cuda.shared.array(rows, number), cuda.shared.array(1, types.int32)
+        parts = cuda.shared.array((2, rows, columns), number)
+        x, y = cuda.threadIdx.x * width, cuda.threadIdx.y
+        cuda.syncthreads()  # an earlier merge may still be read
+        if x == 0:
+            counted[y] = count
+            finite[0] = 1
+        for j in range(width):
+            parts[0, y, x + j], parts[1, y, x + j] = mean[j], squares[j]
+        cuda.syncthreads()
+        if y == 0:
+            for j in range(width):
+                count = counted[0]
+                for k in range(1, rows):
+                    args = counted[k], parts[0, k, x + j], parts[1, k, x + j]
+                    count, mean[j], squares[j] = combine(count, mean[j], squares[j], *args)
+                if not squares[j] < number(math.inf):
+                    finite[0] = 0
+        cuda.syncthreads()
+        return finite[0], count
+
+    def kernel(x, mask, mask_rule, length, lines, tiles, parts, total):
+        sample, share = types.int64(cuda.blockIdx.x) // tiles, types.int64(cuda.blockIdx.y)
+        column = (cuda.blockIdx.x % tiles * sharing.TILE + cuda.threadIdx.x) * width
+        begin = sample * lines + lines * share // cuda.gridDim.y
+        last = sample * lines + lines * (share + 1) // cuda.gridDim.y
+        first, mean, squares = (
+            cuda.local.array(width, number),
+            cuda.local.array(width, number),
+            cuda.local.array(width, number),
+        )
+        for j in range(width):
+            first[j] = number(0)
+        if column < length:
+            load_vector(x, begin * length + column, first, 0)
+        finite, count, scale = 0, number(0), number(1)
+        for attempt in range(3):
+            if not finite:
+                scale = number(tiny) if attempt == 1 else number(1)  # squares overflowed
+                for j in range(width):
+                    first[j] = number(0) if attempt == 2 else first[j]  # there is an Inf or a NaN
+                line = begin + cuda.threadIdx.y
+                count = collect(x, mask, mask_rule, length, line, last, column, first, scale, mean, squares)
+                finite, count = merge(count, mean, squares)
+        if cuda.threadIdx.y == 0 and column < length:
+            part = (sample * cuda.gridDim.y + share) * length + column
+            for j in range(width):
+                write_part(parts, total, part + j, count, first[j], mean[j], squares[j], scale)
+
+    return kernel, (*_inputs(data), *(types.int64,) * 3, types.CPointer(number), types.int64)
