@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from .device.array import DeviceArray
 from .views import Array
 
 ALIGNMENT = 64
@@ -124,6 +125,8 @@ class OutputPool:
 
 def fresh(x: Array, dtype: DTypeLike | None = None) -> Array:
     """A new array in x's layout, whose values do not matter."""
+    if isinstance(x, DeviceArray):
+        return x.empty_like(dtype)
     pools = _pools.get()
     if pools and x.nbytes >= SMALLEST:
         like = x if dtype is None and x.flags.forc else np.empty_like(x, dtype, subok=False)

@@ -17,6 +17,8 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from .device.array import DeviceArray, assign, empty, may_share_memory
+
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
 
@@ -39,6 +41,9 @@ STORAGE: dict[np.dtype[Any], np.dtype[Any]] = {
 }
 """How kernels see arrays of each dtype: numba has no half types for CPUs."""
 
+
+_EXACT = (np.ndarray, DeviceArray)
+"""The types that kernels take; subclasses of ndarray may mean something else by an operator."""
 
 _NO_X = "x must be an ndarray, got None"
 
@@ -70,7 +75,7 @@ class View:
         """`array` in the kernels' geometry; copied unless it lies in memory in that order."""
         if self.packed and array.dtype is self.storage and type(array) is np.ndarray and array.flags.carray:
             return array
-        if type(array) is not np.ndarray:
+        if type(array) not in _EXACT:
             array = array.view(np.ndarray)
         if not self.ordered:
             array = array.transpose(self.order)
@@ -85,9 +90,9 @@ class View:
             return out
         array = out if self.ordered else out.transpose(self.order)
         flags = array.flags
-        if flags.c_contiguous and flags.aligned and type(array) is np.ndarray:
+        if flags.c_contiguous and flags.aligned and type(array) in _EXACT:
             return self._merge(array)
-        return np.empty(self.geometry, self.storage)
+        return empty(out, self.geometry, self.storage)
 
     def _merge(self, array: Array) -> Array:
         if array.dtype is not self.storage:
@@ -98,9 +103,9 @@ class View:
         """Copy a kernel's result to `out` unless the kernel wrote there itself."""
         if result is out or result.base is out:
             return
-        if not np.may_share_memory(result, out):
+        if not may_share_memory(result, out):
             ordered = result.view(out.dtype).reshape([self.shape[a] for a in self.order])
-            np.copyto(out.transpose(self.order), ordered)
+            assign(out.transpose(self.order), ordered)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,19 +152,23 @@ class Channels(View):
     columns: bool
 
     def positions(self, mask: Array) -> Array:
-        """A mask over all axes but the channels', checked, as one of the values of a channel in memory order."""
+        """A mask over all axes but the channels', checked, as one of the values of a channel in memory order.
+
+        On a device as uint8: the memory of the mask itself if it lies in that order.
+        """
         kept = tuple(n for a, n in enumerate(self.shape) if a != self.channel_axis)
         if mask.dtype != bool:
             raise TypeError(f"mask must be of dtype bool, True where a position counts, got {mask.dtype}")
         try:
-            full = np.broadcast_to(mask, kept)
+            full = mask.broadcast_to(kept) if isinstance(mask, DeviceArray) else np.broadcast_to(mask, kept)
         except ValueError:
             raise ValueError(
                 f"mask must broadcast to x without its channel axis {self.channel_axis}, that is to {kept}, "
                 f"got shape {mask.shape}"
             ) from None
         order = _ranks([a for a in self.order if a != self.channel_axis])
-        return full.transpose(order).reshape(-1)
+        counted = full.transpose(order).reshape(-1)
+        return counted.view(np.uint8) if isinstance(counted, DeviceArray) else counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,7 +341,8 @@ def _ranks(axes: Sequence[int]) -> Shape:
 def _unmerge(values: Array, shape: Shape, order: Shape) -> Array:
     """Undo a transpose by `order` and a merging of all axes."""
     ordered = values.reshape([shape[a] for a in order])
-    return np.ascontiguousarray(ordered.transpose(np.argsort(order))).reshape(shape)
+    turned = ordered.transpose(np.argsort(order))
+    return turned if turned.flags.c_contiguous else turned.copy()
 
 
 def supported(dtype: np.dtype[Any], name: str = "x") -> np.dtype[Any]:

@@ -47,6 +47,12 @@ class Place:
         """An array of this kind that has the memory of `array`."""
         raise NotImplementedError
 
+    def wrote(self, array: DeviceArray) -> None:
+        """What there is to do about an argument of the caller's that was written to."""
+
+    def finish(self) -> None:
+        """What there is to do at the end of a call."""
+
 
 class Flags(NamedTuple):
     """What ndarray.flags has of this name."""

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..ops.batch import batch_norm_inference, batch_norm_inference_backward, update_running
+from ..kernels.cpu import update_running
+from ..ops.batch import batch_norm_inference, batch_norm_inference_backward
 from ..ops.checks import activation_code, finite
 from ..views import NUMBERS, Array, integer
 from .base import Layer, size
@@ -105,8 +106,8 @@ class TrackingLayer(ChannelLayer):
         self.num_batches_tracked += 1
         new = self.convention.weight_of_new(self.momentum, int(self.num_batches_tracked))
         var = unbiased_var if self.convention.unbiased else unbiased_var * ((count - 1) / count)
-        update_running(self.running_mean, mean, new)
-        update_running(self.running_var, var, new)
+        update_running(self.running_mean, mean, new, 1.0)
+        update_running(self.running_var, var, new, 1.0)
 
 
 def _inference_backward(dy: Array, *, output_mask: tuple[bool, ...], **given: Any) -> tuple[Array | None, ...]:

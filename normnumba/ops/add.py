@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ..dispatch import home
+from ..device.array import empty, empty_like
+from ..dispatch import everywhere, home
 from ..views import Array, Rows, as_rows, retyped, supported
 from .checks import EMPTY, as_gradient, check_like, constant, finite, output, parameter, rsqrt, unpacked
 from .rows import Axis, offset_weight, parameter_sums, rounds_first
 
 
+@everywhere
 def add_layer_norm_forward(
     x: Array,
     residual: Array,
@@ -71,6 +73,7 @@ def add_layer_norm_forward(
     return _forward(kernels, view, wide, x, residual, scale, offset, finite("eps", eps), True, False, y)
 
 
+@everywhere
 def add_layer_norm_backward(
     dy: Array,
     dsummed: Array | None,
@@ -141,6 +144,7 @@ def add_layer_norm_backward(
     return dx, dresidual, dweight, view.parameter(as_gradient(sums[1], bias)) if want_dbias else None
 
 
+@everywhere
 def add_rms_norm_forward(
     x: Array,
     residual: Array,
@@ -180,7 +184,7 @@ def add_rms_norm_forward(
     kernels = home(x, residual, weight, out)
     view, wide = _views(x, residual, axis)
     rounding = rounds_first(casting, x.dtype)
-    scale = view.vector(offset_weight(weight, wide, weight_offset))
+    scale = view.vector(offset_weight(kernels, weight, wide, weight_offset))
     zeros = constant(scale.shape, wide.number, 0)
     y = output(out, x, (x,), (residual, weight))
     y, summed, _, rstd = _forward(
@@ -189,6 +193,7 @@ def add_rms_norm_forward(
     return y, summed, rstd
 
 
+@everywhere
 def add_rms_norm_backward(
     dy: Array,
     dsummed: Array | None,
@@ -235,7 +240,7 @@ def add_rms_norm_backward(
     want_dx, want_dresidual, want_dweight = unpacked(output_mask, 3)
     dtype = _dtype_of_x(x_dtype, summed)
     rounding = rounds_first(casting, dtype)
-    scale = view.vector(offset_weight(weight, view, weight_offset))
+    scale = view.vector(offset_weight(kernels, weight, view, weight_offset))
     wanted, others = (want_dx, want_dresidual, want_dweight), (dsummed, rstd, weight)
     gradients = _backward(
         kernels,
@@ -295,9 +300,9 @@ def _forward(
     y: Array,
 ) -> tuple[Array, Array, Array, Array]:
     """Fill y; return it, the sum, and mean and rstd of its rows."""
-    summed = np.empty_like(x, dtype=_wider(x.dtype, residual.dtype), subok=False)
+    summed = empty_like(x, _wider(x.dtype, residual.dtype))
     number = wide.number
-    mean, rstd = np.empty(view.rows, number) if center else EMPTY[number, 1], np.empty(view.rows, number)
+    mean, rstd = empty(x, view.rows, number) if center else EMPTY[number, 1], empty(x, view.rows, number)
     if x.size:
         targets = wide.result(summed), view.result(y)
         other = retyped(view, residual.dtype, "residual").enter(residual)
@@ -334,8 +339,8 @@ def _backward(
     want_dx, want_dresidual, want_sums = wanted
     allowed = (dy, summed) if one else (dy,)
     dx = output(out, summed, allowed, (*others, summed), dtype) if want_dx else None
-    dresidual = (dx if one and want_dx else np.empty_like(summed, subok=False)) if want_dresidual else None
-    dweight, dbias = parameter_sums(view, want_sums)
+    dresidual = (dx if one and want_dx else empty_like(summed)) if want_dresidual else None
+    dweight, dbias = parameter_sums(summed, view, want_sums)
     if summed.size:
         none, narrow_none = EMPTY[view.storage, 2], EMPTY[narrow.storage, 2]
         targets = (

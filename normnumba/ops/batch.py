@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from ..dispatch import home
+from ..device.array import assign, empty, empty_like, shares_memory
+from ..dispatch import everywhere, home
 from ..kernels import BATCH, CONSTANT, GIVEN
 from ..views import Array, Channels, as_channels
 from .channels import Given, Tail, differentiate_channels, normalize_channels, statistics_of, tail_of
@@ -15,6 +14,7 @@ from .checks import EMPTY, FLOAT64, as_gradient, check_like, finite, output, unp
 from .masks import differentiate_masked, masked_moments
 
 
+@everywhere
 def batch_norm_forward(
     x: Array,
     weight: Array | None = None,
@@ -52,7 +52,8 @@ def batch_norm_forward(
         Added to the variance.
     mask : ndarray of bool, optional
         Broadcasts to x without its channel axis; True counts. Statistics are those of the counted positions; y is
-        computed everywhere. Where nothing counts, mean and variance are 0.
+        computed everywhere. Where nothing counts, mean and variance are 0. On a device the call waits until the
+        positions are counted.
     residual : ndarray, optional
         Added before the activation, in x's shape and dtype; copied where its memory layout is not x's.
     activation : {None, "relu", "gelu", "gelu_tanh", "silu"}
@@ -90,7 +91,7 @@ def batch_norm_forward(
         _check_running("running_var", running_var, (view.channels,), others)
     eps, momentum = finite("eps", eps), finite("momentum", momentum)
     counted = None if mask is None else view.positions(mask)
-    count = view.count if counted is None else np.count_nonzero(counted)
+    count = view.count if counted is None else kernels.count_positions(counted)
     if count == 1 and view.channels:
         which = "one value" if mask is None else "one value that counts"
         raise ValueError(
@@ -99,15 +100,16 @@ def batch_norm_forward(
         )
     y = output(out, x, (x,), (weight, bias, running_mean, running_var, mask, residual))
     given = None if counted is None else masked_moments(kernels, view, x, counted)
-    mean, rstd = np.empty(view.channels, view.number), np.empty(view.channels, view.number)
+    mean, rstd = empty(x, view.channels, view.number), empty(x, view.channels, view.number)
     stats = normalize_channels(kernels, view, x, tail, eps, given, y, mean, rstd)
     if count and running_mean is not None:
-        update_running(running_mean, stats[0], momentum)
+        kernels.update_running(running_mean, stats[0], momentum, 1.0)
     if count and running_var is not None:
-        update_running(running_var, stats[1] * (count / max(count - 1, 1)), momentum)
+        kernels.update_running(running_var, stats[1], momentum, count / max(count - 1, 1))
     return y, mean, rstd
 
 
+@everywhere
 def batch_norm_backward(
     dy: Array,
     x: Array,
@@ -166,13 +168,14 @@ def batch_norm_backward(
     """
     kernels = home(dy, x, mean, rstd, weight, bias, mask, residual, out)
     view = as_channels(x, channel_axis)
-    given = Given(statistics_of(view, "mean", mean, "rstd", rstd))
+    given = Given(statistics_of(kernels, view, "mean", mean, "rstd", rstd))
     tail = tail_of(view, x, weight, bias, residual, activation)
     counted = None if mask is None else view.positions(mask)
     others = (mean, rstd, weight, bias, mask, residual)
     return _backward(kernels, view, dy, x, given, tail, counted, output_mask, out, others, BATCH)
 
 
+@everywhere
 def batch_norm_inference(
     x: Array,
     mean: Array,
@@ -223,7 +226,7 @@ def batch_norm_inference(
     kernels = home(x, mean, var, weight, bias, residual, out)
     view = as_channels(x, channel_axis)
     tail = tail_of(view, x, weight, bias, residual, activation)
-    given = statistics_of(view, "mean", mean, "var", var)
+    given = statistics_of(kernels, view, "mean", mean, "var", var)
     eps = finite("eps", eps)
     y = output(out, x, (x,), (mean, var, weight, bias, residual))
     none = EMPTY[view.number, 1]
@@ -231,6 +234,7 @@ def batch_norm_inference(
     return y
 
 
+@everywhere
 def batch_norm_inference_backward(
     dy: Array,
     x: Array,
@@ -280,12 +284,13 @@ def batch_norm_inference_backward(
     """
     kernels = home(dy, x, mean, var, weight, bias, residual, out)
     view = as_channels(x, channel_axis)
-    given = Given(statistics_of(view, "mean", mean, "var", var), True, finite("eps", eps))
+    given = Given(statistics_of(kernels, view, "mean", mean, "var", var), True, finite("eps", eps))
     tail = tail_of(view, x, weight, bias, residual, activation)
     others = (mean, var, weight, bias, residual)
     return _backward(kernels, view, dy, x, given, tail, None, output_mask, out, others, CONSTANT)
 
 
+@everywhere
 def batch_norm(
     x: Array,
     weight: Array | None = None,
@@ -335,18 +340,18 @@ def _backward(
     want_dx, want_dweight, want_dbias, want_dresidual = unpacked(output_mask, 4)
     check_like("dy", dy, x)
     dx = output(out, x, (x, dy), others) if want_dx else None
-    dresidual = np.empty_like(x, subok=False) if want_dresidual and tail.residual is not None else None
-    sums = np.empty((2, view.channels))
+    dresidual = empty_like(x) if want_dresidual and tail.residual is not None else None
+    sums = empty(x, (2, view.channels), FLOAT64)
     through = dresidual if tail.activation else None
     if dresidual is not None and not tail.activation:
-        np.copyto(dresidual, dy)  # now, for dx may be written over dy
+        assign(dresidual, dy)  # now, for dx may be written over dy
     if counted is None:
         differentiate_channels(kernels, view, dy, x, given, tail, terms, view.count, dx, through, sums)
     else:
-        exact, _ = masked_moments(kernels, view, x, counted)  # the given mean is rounded: no gradient must inherit that
-        np.copyto(given.stats[0], exact, where=np.isfinite(exact))
+        exact = masked_moments(kernels, view, x, counted)  # the given mean is rounded: no gradient must inherit that
+        kernels.copy_finite(exact[0], given.stats[0])
         differentiate_channels(kernels, view, dy, x, given, tail, CONSTANT, 1, None, None, sums)
-        count = max(int(np.count_nonzero(counted)), 1)
+        count = max(kernels.count_positions(counted), 1)
         if dx is not None:
             differentiate_masked(kernels, view, dy, x, given, tail, count, dx, through, sums, counted)
         elif through is not None:
@@ -363,10 +368,5 @@ def _check_running(name: str, array: Array, shape: tuple[int, ...], others: tupl
         raise ValueError(f"{name} must have shape {shape} to go with x, got {array.shape}")
     if not array.flags.writeable:
         raise ValueError(f"{name} is read-only, but is updated in place; pass a writable array")
-    if (array.strides == (0,) and shape[0] > 1) or any(a is not None and np.shares_memory(array, a) for a in others):
+    if (array.strides == (0,) and shape[0] > 1) or any(a is not None and shares_memory(array, a) for a in others):
         raise ValueError(f"{name} shares memory, with itself or another argument, but is updated in place; pass a copy")
-
-
-def update_running(running: Array, statistic: Array, momentum: float) -> None:
-    """Average in place, in float64, and round once."""
-    running[...] = (1 - momentum) * running.astype(FLOAT64) + momentum * statistic

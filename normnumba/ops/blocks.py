@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from ..dispatch import home
+from ..device.array import empty
+from ..dispatch import everywhere, home
 from ..kernels import CONSTANT, GIVEN
 from ..views import Array, as_channels, integer
 from .channels import Given, differentiate_channels, normalize_channels, statistics_of, tail_of
-from .checks import EMPTY, check_like, output
+from .checks import EMPTY, FLOAT64, check_like, output
 from .masks import differentiate_masked, masked_moments
 
 
+@everywhere
 def batch_moments(x: Array, *, channel_axis: int = 1, mask: Array | None = None) -> tuple[int, Array, Array]:
     """Count, mean and biased variance of each channel, to be merged with those of other blocks or machines.
 
@@ -22,7 +22,7 @@ def batch_moments(x: Array, *, channel_axis: int = 1, mask: Array | None = None)
     channel_axis : int
         1 for (N, C, ...), -1 for channels last.
     mask : ndarray of bool, optional
-        Broadcasts to x without its channel axis; True counts.
+        Broadcasts to x without its channel axis; True counts. On a device the call waits until they are counted.
 
     Returns
     -------
@@ -47,11 +47,14 @@ def batch_moments(x: Array, *, channel_axis: int = 1, mask: Array | None = None)
     view = as_channels(x, channel_axis)
     if mask is not None:
         counted = view.positions(mask)
-        return int(np.count_nonzero(counted)), *masked_moments(kernels, view, x, counted)
+        mean, var = _pair(masked_moments(kernels, view, x, counted))
+        return kernels.count_positions(counted), mean, var
     none = EMPTY[view.number, 1]
-    return view.count, *normalize_channels(kernels, view, x, tail_of(view, x), 0.0, None, None, none, none)
+    mean, var = _pair(normalize_channels(kernels, view, x, tail_of(view, x), 0.0, None, None, none, none))
+    return view.count, mean, var
 
 
+@everywhere
 def batch_norm_backward_sums(
     dy: Array, x: Array, mean: Array, rstd: Array, *, channel_axis: int = 1, mask: Array | None = None
 ) -> tuple[Array, Array]:
@@ -86,15 +89,16 @@ def batch_norm_backward_sums(
     """
     kernels = home(dy, x, mean, rstd, mask)
     view = as_channels(x, channel_axis)
-    given = Given(statistics_of(view, "mean", mean, "rstd", rstd))
+    given = Given(statistics_of(kernels, view, "mean", mean, "rstd", rstd))
     check_like("dy", dy, x)
     if mask is not None:
         view.positions(mask)
-    sums = np.empty((2, view.channels))
+    sums = empty(x, (2, view.channels), FLOAT64)
     differentiate_channels(kernels, view, dy, x, given, tail_of(view, x), CONSTANT, 1, None, None, sums)
-    return sums[0], sums[1]
+    return _pair(sums)
 
 
+@everywhere
 def batch_norm_backward_apply(
     dy: Array,
     x: Array,
@@ -147,13 +151,13 @@ def batch_norm_backward_apply(
     """
     kernels = home(dy, x, mean, rstd, weight, sum_dy, sum_dy_xhat, mask, out)
     view = as_channels(x, channel_axis)
-    given = Given(statistics_of(view, "mean", mean, "rstd", rstd))
-    sums = statistics_of(view, "sum_dy", sum_dy, "sum_dy_xhat", sum_dy_xhat)
+    given = Given(statistics_of(kernels, view, "mean", mean, "rstd", rstd))
+    sums = statistics_of(kernels, view, "sum_dy", sum_dy, "sum_dy_xhat", sum_dy_xhat)
     check_like("dy", dy, x)
     tail = tail_of(view, x, weight)
     counted = None if mask is None else view.positions(mask)
     count = integer("count", count)
-    least = view.count if counted is None else np.count_nonzero(counted)
+    least = view.count if counted is None else kernels.count_positions(counted)
     if not least <= count < 1 << 63 and x.size:
         raise ValueError(f"count is the values per channel in the whole batch, at least {least}, got {count}")
     dx = output(out, x, (x, dy), (mean, rstd, weight, sum_dy, sum_dy_xhat, mask))
@@ -162,3 +166,7 @@ def batch_norm_backward_apply(
     else:
         differentiate_masked(kernels, view, dy, x, given, tail, max(count, 1), dx, None, sums, counted)
     return dx
+
+
+def _pair(values: Array) -> tuple[Array, Array]:
+    return values[0], values[1]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
-
+from ..device.array import empty
 from ..kernels import NONE
 from ..views import Array, Channels
-from .checks import EMPTY, activation_code, check_like, parameter, real, rsqrt
+from .checks import EMPTY, FLOAT64, activation_code, check_like, parameter, real, rsqrt
 
 
 class Tail(NamedTuple):
@@ -68,7 +67,7 @@ def normalize_channels(
     """
     training = stats is None
     if stats is None:
-        stats = np.empty((2, view.channels))
+        stats = empty(x, (2, view.channels), FLOAT64)
     none = EMPTY[view.storage, 3]
     if x.size:
         target = none if y is None else view.result(y)
@@ -82,7 +81,7 @@ def normalize_channels(
         if training:
             stats[:] = 0
         if mean.size:
-            mean[:], rstd[:] = stats[0], rsqrt(stats[1] + eps)
+            mean[:], rstd[:] = 0, rsqrt(eps)  # those of nothing, with and without a mask
     return stats
 
 
@@ -115,10 +114,7 @@ def differentiate_channels(
             view.leave(result, a)
 
 
-def statistics_of(view: Channels, name: str, value: Array, other: str, second: Array) -> Array:
+def statistics_of(kernels: Any, view: Channels, name: str, value: Array, other: str, second: Array) -> Array:
     """Two given statistics of channels in float64, (2, C)."""
     shape = (view.channels,)
-    stats = np.empty((2, view.channels))
-    stats[0] = real(name, value, shape)
-    stats[1] = real(other, second, shape)
-    return stats
+    return kernels.stacked(real(name, value, shape), real(other, second, shape))

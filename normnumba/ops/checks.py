@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..device.array import DeviceArray, may_share_memory, same_memory, shares_memory
 from ..kernels import GELU, GELU_TANH, NONE, RELU, SILU
 from ..pool import fresh
 from ..views import STORAGE, Array
@@ -34,11 +35,11 @@ def parameter(
 _REAL = {np.dtype(t) for t in (np.float32, np.float64)}
 
 
-def real(name: str, value: Any, shape: tuple[int, ...]) -> Array:
+def real(name: str, value: Any, shape: tuple[int, ...]) -> Any:
     """A weight, bias or statistic, if it is an array of that shape and of a real dtype."""
     if type(value) is np.ndarray and value.shape == shape and value.dtype in _REAL:
         return value
-    if not isinstance(value, np.ndarray):
+    if not isinstance(value, np.ndarray | DeviceArray):
         raise TypeError(f"{name} must be an ndarray of shape {shape}, got {value!r}")
     if value.shape != shape:
         raise ValueError(f"{name} must have shape {shape} to go with x, got {value.shape}")
@@ -52,6 +53,9 @@ def constant(shape: tuple[int, ...], number: np.dtype[Any], value: int) -> Array
     """The parameter that None stands for."""
     return np.full(shape, value, number)  # writable, or numba would take 0.05 us longer to recognize its type
 
+
+# Both are host arrays in a call on a device as well: kernels there know a parameter on the host for the constant that
+# it is, and an empty array for what is absent.
 
 EMPTY = {(kind, rank): np.empty((0,) * rank, kind) for kind in set(STORAGE.values()) for rank in (1, 2, 3, 4)}
 """Stands for an output that is not wanted."""
@@ -77,19 +81,15 @@ def output(
     if out.size and any(stride == 0 and n > 1 for stride, n in zip(out.strides, out.shape, strict=True)):
         raise ValueError(f"out has elements that share memory, strides {out.strides}; pass an array of its own")
     for array in (*allowed, *others):
-        if array is None or not np.may_share_memory(out, array):
+        if array is None or not may_share_memory(out, array):
             continue
-        exact = any(array is a for a in allowed) and _same_memory(out, array)
-        if not exact and np.shares_memory(out, array):
+        exact = any(array is a for a in allowed) and same_memory(out, array)
+        if not exact and shares_memory(out, array):
             raise ValueError(
                 f"out shares memory with an input of shape {array.shape} without being exactly it; "
                 "pass x (or dy in a backward) itself, or an array of its own"
             )
     return out
-
-
-def _same_memory(a: Array, b: Array) -> bool:
-    return a is b or (a.strides == b.strides and a.__array_interface__["data"] == b.__array_interface__["data"])
 
 
 def check_like(name: str, array: Array, x: Array, other: str = "x", dtype: np.dtype[Any] | None = None) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
-from ..dispatch import home
+from ..device.array import empty
+from ..dispatch import everywhere, home
 from ..kernels import BATCH, NONE
 from ..views import Array, as_groups, integer
 from .checks import (
@@ -23,6 +22,7 @@ from .checks import (
 )
 
 
+@everywhere
 def group_norm_forward(
     x: Array,
     num_groups: int,
@@ -79,14 +79,14 @@ def group_norm_forward(
     offset = parameter("bias", bias, (view.channels,), view.number, 0)
     eps, kind = finite("eps", eps), NONE if activation is None else activation_code(activation)
     y = output(out, x, (x,), (weight, bias))
-    samples = x.shape[0]
+    shape = x.shape[0], view.groups
+    mean, rstd = empty(x, shape, view.number), empty(x, shape, view.number)
     if not x.size:
-        zeros = np.zeros((samples, view.groups), view.number)
-        return y, zeros, zeros + view.number.type(rsqrt(eps))
-    target, shape = view.result(y), (samples, view.groups)
-    mean, rstd = np.empty(shape, view.number), np.empty(shape, view.number)
+        mean[:], rstd[:] = 0, rsqrt(eps)
+        return y, mean, rstd
+    target = view.result(y)
     if view.columns:
-        stats, none = np.empty((2, mean.size)), EMPTY[view.storage, 3]
+        stats, none = empty(x, (2, mean.size), FLOAT64), EMPTY[view.storage, 3]
         vectors = stats, target, mean.reshape(-1), rstd.reshape(-1)
         kernels.columns_forward(view.enter(x), none, scale, offset, eps, True, kind, *vectors)
     else:
@@ -96,6 +96,7 @@ def group_norm_forward(
     return y, mean, rstd
 
 
+@everywhere
 def group_norm_backward(
     dy: Array,
     x: Array,
@@ -161,19 +162,18 @@ def group_norm_backward(
     offset = parameter("bias", bias, (view.channels,), view.number, 0)
     kind = NONE if activation is None else activation_code(activation)
     dx = output(out, x, (x, dy), (mean, rstd, weight, bias)) if want_dx else None
-    dw, db = np.empty(view.channels, view.number), np.empty(view.channels, view.number)
+    dw, db = empty(x, view.channels, view.number), empty(x, view.channels, view.number)
     if x.size:
         none = EMPTY[view.storage, len(view.geometry)]
         target, given, entered = none if dx is None else view.result(dx), view.enter(dy), view.enter(x)
         if view.columns:
-            stats, sums = (
-                np.stack((means.reshape(-1), rstds.reshape(-1)), dtype=FLOAT64),
-                np.empty((2, x.shape[0] * view.channels)),
-            )
+            stats = kernels.stacked(means.reshape(-1), rstds.reshape(-1))
+            sums = empty(x, (2, x.shape[0] * view.channels), FLOAT64)
             count = x.size // means.size
             vectors = stats, scale, offset, 0.0, False, BATCH, count, kind
             kernels.columns_backward(given, entered, none, *vectors, target, none, sums)
-            db[:], dw[:] = sums.reshape(2, x.shape[0], view.channels).sum(axis=1)
+            totals = kernels.sum_samples(sums, x.shape[0])
+            db[:], dw[:] = totals[0], totals[1]
         else:
             kernels.groups_backward(given, entered, means, rstds, scale, offset, kind, target, dw, db)
         if dx is not None and target is not dx:
@@ -186,6 +186,7 @@ def group_norm_backward(
     return dx, dweight, dbias
 
 
+@everywhere
 def group_norm(
     x: Array,
     num_groups: int,
@@ -203,6 +204,7 @@ def group_norm(
     )[0]
 
 
+@everywhere
 def instance_norm_forward(
     x: Array,
     weight: Array | None = None,
@@ -227,6 +229,7 @@ def instance_norm_forward(
     )
 
 
+@everywhere
 def instance_norm_backward(
     dy: Array,
     x: Array,
@@ -260,6 +263,7 @@ def instance_norm_backward(
     )
 
 
+@everywhere
 def instance_norm(
     x: Array,
     weight: Array | None = None,

@@ -1,7 +1,8 @@
 """Batch norm where only some positions count: blocks of x small enough that what is picked from them costs no memory.
 
 A block is contiguous, and of one of the two geometries of channels, so that kernels take it as it is. Blocks depend on
-the shape alone and are merged in order, hence the same bits on any number of threads.
+the shape alone and are merged in order, hence the same bits on any number of threads. Kernels for devices take the mask
+themselves, for only the host could tell how much would be picked.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..device.array import DeviceArray, empty
 from ..kernels import CONSTANT, GIVEN, NONE
 from ..views import Array, Channels
 from .channels import Given, Tail
-from .checks import EMPTY, constant
+from .checks import EMPTY, FLOAT64, constant
 
 BLOCK = 1 << 17
 """Elements in a block: twice what is worth threads, and four blocks of float32, the most at any time, take 2 MiB."""
@@ -55,9 +57,13 @@ def _slices(count: int, size: int) -> Iterator[slice]:
 
 def masked_moments(kernels: Any, view: Channels, x: Array, counted: Array) -> Array:
     """Mean and biased variance (2, C) of each channel over the counted positions, 0 where nothing counts."""
-    mean, squares, seen = np.zeros(view.channels), np.zeros(view.channels), np.zeros(view.channels, np.int64)
     if not x.size:
-        return np.zeros((2, view.channels))
+        nothing = empty(x, (2, view.channels), FLOAT64)
+        nothing[:] = 0
+        return nothing
+    if isinstance(x, DeviceArray):
+        return kernels.masked_moments(view.enter(x), counted, view.columns)
+    mean, squares, seen = np.zeros(view.channels), np.zeros(view.channels), np.zeros(view.channels, np.int64)
     entered = view.enter(x)
     with np.errstate(invalid="ignore", over="ignore"):  # of Inf and NaN in x
         for place, positions, channels in blocks(view):
@@ -113,14 +119,33 @@ def differentiate_masked(
     residual = tail.residual if tail.activation else None
     inputs = [none if a is None else view.enter(a) for a in (dy, x, residual)]
     results = [none if a is None else view.result(a) for a in (dx, dresidual)]
+    if isinstance(x, DeviceArray):
+        vectors = given.stats, tail.kernel_weight, tail.kernel_bias, count, tail.activation
+        kernels.differentiate_masked(*inputs, *vectors, *results, sums, counted, view.columns)
+    else:
+        _differentiate_blocks(kernel, view, inputs, given, tail, count, results, sums, counted)
+    for result, a in zip(results, (dx, dresidual), strict=True):
+        if a is not None:
+            view.leave(result, a)
+
+
+def _differentiate_blocks(
+    kernel: Any,
+    view: Channels,
+    inputs: list[Array],
+    given: Given,
+    tail: Tail,
+    count: int,
+    results: list[Array],
+    sums: Array,
+    counted: Array,
+) -> None:
+    none = EMPTY[view.storage, 3]
     for place, positions, channels in blocks(view):
         parts, targets = ([a[place] if a.size else none for a in arrays] for arrays in (inputs, results))
         values = given.stats[:, channels].copy(), tail.kernel_weight[channels], tail.kernel_bias[channels]
         block_sums, alone = sums[:, channels].copy(), ~counted[positions]
         _differentiate(kernel, view, parts, values, count, tail.activation, targets, block_sums, alone)
-    for result, a in zip(results, (dx, dresidual), strict=True):
-        if a is not None:
-            view.leave(result, a)
 
 
 def _differentiate(

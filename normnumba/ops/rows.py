@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from ..dispatch import home
+from ..device.array import empty
+from ..dispatch import everywhere, home
 from ..views import Array, Rows, as_rows
 from .checks import EMPTY, as_gradient, check_like, constant, finite, output, parameter, rsqrt, unpacked
 
 Axis = int | Sequence[int]
 
 
+@everywhere
 def layer_norm_forward(
     x: Array,
     weight: Array | None = None,
@@ -65,6 +67,7 @@ def layer_norm_forward(
     return _normalize(kernels, view, x, scale, offset, eps, True, False, out, (weight, bias))
 
 
+@everywhere
 def layer_norm_backward(
     dy: Array,
     x: Array,
@@ -125,13 +128,14 @@ def layer_norm_backward(
     scale = view.vector(parameter("weight", weight, view.normalized, view.number, 1))
     parameter("bias", bias, view.normalized, view.number, 0)
     dx = output(out, x, (x, dy), (mean, rstd, weight, bias)) if want_dx else None
-    sums = parameter_sums(view, want_dweight or want_dbias)
+    sums = parameter_sums(x, view, want_dweight or want_dbias)
     _differentiate(kernels, view, dy, x, means, rstds, scale, True, False, dx, *sums)
     dweight = view.parameter(as_gradient(sums[0], weight)) if want_dweight else None
     dbias = view.parameter(as_gradient(sums[1], bias)) if want_dbias else None
     return dx, dweight, dbias
 
 
+@everywhere
 def layer_norm(
     x: Array,
     weight: Array | None = None,
@@ -145,6 +149,7 @@ def layer_norm(
     return layer_norm_forward(x, weight, bias, axis=axis, eps=eps, out=out)[0]
 
 
+@everywhere
 def rms_norm_forward(
     x: Array,
     weight: Array | None = None,
@@ -199,13 +204,14 @@ def rms_norm_forward(
     kernels = home(x, weight, out)
     view = as_rows(x, axis)
     rounding = rounds_first(casting, x.dtype)
-    scale = offset_weight(weight, view, weight_offset)
+    scale = offset_weight(kernels, weight, view, weight_offset)
     zeros = constant(scale.shape, view.number, 0)
     eps = finite("eps", eps)
     y, _, rstd = _normalize(kernels, view, x, scale, zeros, eps, False, rounding, out, (weight,))
     return y, rstd
 
 
+@everywhere
 def rms_norm_backward(
     dy: Array,
     x: Array,
@@ -259,13 +265,14 @@ def rms_norm_backward(
     rounding = rounds_first(casting, x.dtype)
     check_like("dy", dy, x)
     rstds = view.row_values(parameter("rstd", rstd, view.kept, view.number))
-    scale = view.vector(offset_weight(weight, view, weight_offset))
+    scale = view.vector(offset_weight(kernels, weight, view, weight_offset))
     dx = output(out, x, (x, dy), (rstd, weight)) if want_dx else None
-    sums = parameter_sums(view, want_dweight)
+    sums = parameter_sums(x, view, want_dweight)
     _differentiate(kernels, view, dy, x, EMPTY[view.number, 1], rstds, scale, False, rounding, dx, *sums)
     return dx, view.parameter(as_gradient(sums[0], weight)) if want_dweight else None
 
 
+@everywhere
 def rms_norm(
     x: Array,
     weight: Array | None = None,
@@ -294,11 +301,12 @@ def _normalize(
 ) -> tuple[Array, Array, Array]:
     """y, and mean and rstd in the shape of the other axes; without `center` the mean is empty."""
     number = view.number
-    mean, rstd = np.empty(view.rows, number) if center else EMPTY[number, 1], np.empty(view.rows, number)
     if view.plain and out is None and type(x) is np.ndarray and x.flags.carray:
+        mean, rstd = np.empty(view.rows, number) if center else EMPTY[number, 1], np.empty(view.rows, number)
         y = np.empty(view.shape, number)  # what is below does the same here, and takes half a us longer
         kernels.rows_forward(x, weight, bias, eps, center, rounding, y, mean, rstd)
         return y, mean, rstd
+    mean, rstd = empty(x, view.rows, number) if center else EMPTY[number, 1], empty(x, view.rows, number)
     y = output(out, x, (x,), others)
     if x.size:
         target = view.result(y)
@@ -337,18 +345,18 @@ def _differentiate(
         dbias[:] = 0
 
 
-def parameter_sums(view: Rows, wanted: bool) -> tuple[Array, Array]:
+def parameter_sums(x: Array, view: Rows, wanted: bool) -> tuple[Array, Array]:
     """Where a kernel writes dweight and dbias: it fills both, or neither."""
     if not wanted:
         return EMPTY[view.number, 1], EMPTY[view.number, 1]
-    return np.empty(view.cols, view.number), np.empty(view.cols, view.number)
+    return empty(x, view.cols, view.number), empty(x, view.cols, view.number)
 
 
-def offset_weight(weight: Array | None, view: Rows, weight_offset: float) -> Array:
+def offset_weight(kernels: Any, weight: Array | None, view: Rows, weight_offset: float) -> Array:
     """weight_offset + weight, added in the type that x is computed in; ones where the weight is None."""
     scale = parameter("weight", weight, view.normalized, view.number, 1)
     offset = finite("weight_offset", weight_offset)
-    return scale if weight is None or not offset else scale + view.number.type(offset)
+    return scale if weight is None or not offset else kernels.shifted(scale, offset)
 
 
 def rounds_first(casting: str, dtype: np.dtype[Any]) -> bool:

@@ -5,6 +5,7 @@ from .columns import columns_backward, columns_forward
 from .groups import groups_backward, groups_forward
 from .rows import add_rows_backward, add_rows_forward, rows_backward, rows_forward
 from .strips import strips_backward, strips_forward
+from .vectors import copy_finite, count_positions, shifted, stacked, sum_samples, update_running
 
 __all__ = [
     "add_rows_backward",
@@ -13,10 +14,16 @@ __all__ = [
     "channels_forward",
     "columns_backward",
     "columns_forward",
+    "copy_finite",
+    "count_positions",
     "groups_backward",
     "groups_forward",
     "rows_backward",
     "rows_forward",
+    "shifted",
+    "stacked",
     "strips_backward",
     "strips_forward",
+    "sum_samples",
+    "update_running",
 ]
