@@ -106,7 +106,7 @@ def {function.__name__}({", ".join([*positional, *(["*"] if keywords else []), *
     names: dict[str, Any] = {"ndarray": np.ndarray, "function": function, "elsewhere": _call_elsewhere}
     exec(compile(source, f"<everywhere {function.__name__}>", "exec"), names)
     call = names[function.__name__]
-    call.__defaults__, call.__kwdefaults__ = function.__defaults__, function.__kwdefaults__  # type: ignore[attr-defined]
+    call.__defaults__, call.__kwdefaults__ = function.__defaults__, function.__kwdefaults__
     return functools.update_wrapper(call, function)
 
 

@@ -28,14 +28,15 @@ _NO_ARRAYS = (np.ndarray, np.generic, DeviceArray, type(None), bool, int, float,
 
 def kind_of(value: Any) -> ModuleType | None:
     """The module of the kind of an array in a device's memory, None for everything else."""
-    kind = _kind_of_type(type(value))
+    cls: Any = type(value)
+    kind = _kind_of_type(cls)
     return kind if kind is not None and kind.on_device(value) else None
 
 
 @functools.lru_cache(256)
-def _kind_of_type(kind: Any) -> ModuleType | None:
-    if issubclass(kind, _NO_ARRAYS):
+def _kind_of_type(cls: type) -> ModuleType | None:
+    if issubclass(cls, _NO_ARRAYS):
         return None
-    names = [(base.__module__.partition(".")[0], base.__name__) for base in kind.__mro__]
+    names = [(base.__module__.partition(".")[0], base.__name__) for base in cls.__mro__]
     known = next((_MODULES[name] for name in names if name in _MODULES), "numba")
     return importlib.import_module(f"{__package__}.{known}")
