@@ -304,7 +304,7 @@ class Cuda:
     def _wait(self, what):
         thread = self.current
         thread.waits = what
-        if not self.ready:
+        if not self.ready or not self.ready[-1]:  # A greenlet begun by another goes on counting its recursion.
             self.hub.switch()
         else:
             following = self.current = self.ready.pop()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from .. import BATCH, CONSTANT, GIVEN
 from .elementwise import normalize_lines
 from .geometry import Lines, of_channels, of_columns
@@ -150,3 +152,33 @@ def batch_backward(
     if is_there(dx) or is_there(dresidual):
         taken = NOTHING if terms == CONSTANT else unit_sums
         gradients.apply(taken, count, view.width > 1, dx, dresidual, mask=mask)
+
+
+def masked_moments(x: Any, counted: Any, columns: bool) -> Any:
+    """Mean and biased variance (2, C) in float64, over the positions that count."""
+    view = of_columns(*x.shape, x.shape[2]) if columns else of_channels(*x.shape)
+    stats, coefficients = x.new((2, view.units), np.float64), x.new((3, view.units), accumulator(x.dtype))
+    parts, shares = moments_of(view, x, counted)
+    merge_moments(parts, shares, view.units, 0.0, False, coefficients, NOTHING, NOTHING, stats)
+    return stats
+
+
+def differentiate_masked(
+    dy: Any,
+    x: Any,
+    residual: Any,
+    stats: Any,
+    weight: Any,
+    bias: Any,
+    count: int,
+    activation: int,
+    dx: Any,
+    dresidual: Any,
+    sums: Any,
+    counted: Any,
+    columns: bool,
+) -> None:
+    """dx and dresidual from given sums, which only the positions that count take something of."""
+    view = of_columns(*x.shape, x.shape[2]) if columns else of_channels(*x.shape)
+    args = dy, x, residual, stats, weight, bias, 0.0, False, GIVEN, count, activation, dx, dresidual, sums
+    batch_backward(view, *args, counted)

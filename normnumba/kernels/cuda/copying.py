@@ -42,13 +42,17 @@ def _merged(target: Any, strides: tuple[int, ...], itemsize: int) -> tuple[tuple
     axes: list[tuple[int, int, int]] = []
     for n, to, of in zip(target.shape, target.strides, strides, strict=True):
         if to % target.dtype.itemsize or of % itemsize:
-            raise ValueError(f"strides {strides} are no multiples of elements of {itemsize} bytes: copy the array first")
+            raise ValueError(
+                f"strides {strides} are no multiples of elements of {itemsize} bytes: copy the array first"
+            )
         if axes and axes[-1][1:] == (n * to, n * of):
             axes[-1] = axes[-1][0] * n, to, of
         elif n != 1:
             axes.append((n, to, of))
     if len(axes) > RANK:
-        raise ValueError(f"an array with {len(axes)} axes that do not lie together in memory cannot be copied: {RANK} can")
+        raise ValueError(
+            f"an array with {len(axes)} axes that do not lie together in memory cannot be copied: {RANK} can"
+        )
     axes = [(1, 0, 0)] * (RANK - len(axes)) + axes
     shape, to_strides, of_strides = zip(*axes, strict=True)
     return shape, tuple(s // target.dtype.itemsize for s in to_strides), tuple(s // itemsize for s in of_strides)

@@ -54,6 +54,25 @@ def run(kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], place: An
         _compiled(kernel).launch(numbers, grid, block, _stream(place.stream))
 
 
+class _Readable:
+    """What numba copies to the host, once the work on a stream is done."""
+
+    def __init__(self, array: Any) -> None:
+        self.__cuda_array_interface__ = {
+            "shape": array.shape,
+            "typestr": array.dtype.str,
+            "data": (array.address, True),
+            "version": 3,
+            "stream": array.place.stream or 1,
+        }
+
+
+def fetch(array: Any) -> np.ndarray:
+    """A copy of an array in C order on the host."""
+    with cuda.gpus[array.place.device]:
+        return cuda.as_cuda_array(_Readable(array)).copy_to_host()
+
+
 @functools.lru_cache(64)
 def _stream(handle: int) -> Any:
     return Stream.from_handle(handle)

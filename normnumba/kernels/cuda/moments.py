@@ -15,7 +15,7 @@ from . import sharing
 from .geometry import MASK_RULE, Lines, counts
 from .launching import is_there, launch, number_of, pointers, variants, width_of
 from .lowlevel import LOADS, load
-from .reductions import TINY, combining, merging, not_negative
+from .reductions import TINY, combining, merging, not_negative, summing
 
 QUANTITIES = 5
 
@@ -94,7 +94,7 @@ def _inputs(data: Any) -> tuple[types.Type, ...]:
 def moments_across(data, number, width, threads, masked):
     """A part for each column of a tile; the rows of threads take every so many lines, and are merged in order."""
     load_vector, combine, tiny = LOADS[width], combining(number), TINY[number]
-    rows, columns = threads // sharing.TILE, sharing.TILE * width
+    rows, columns, warp_sums = threads // sharing.TILE, sharing.TILE * width, summing(sharing.TILE, types.int32, 2)
 
     @cuda.jit(device=True)
     def collect(x, mask, mask_rule, length, line, last, column, first, scale, mean, squares):
@@ -129,18 +129,20 @@ def moments_across(data, number, width, threads, masked):
         cuda.syncthreads()  # an earlier merge may still be read
         if x == 0:
             counted[y] = count
-            finite[0] = 1
         for j in range(width):
             parts[0, y, x + j], parts[1, y, x + j] = mean[j], squares[j]
         cuda.syncthreads()
         if y == 0:
+            wrong = types.int32(0)
             for j in range(width):
                 count = counted[0]
                 for k in range(1, rows):
                     args = counted[k], parts[0, k, x + j], parts[1, k, x + j]
                     count, mean[j], squares[j] = combine(count, mean[j], squares[j], *args)
-                if not squares[j] < number(math.inf):
-                    finite[0] = 0
+                wrong += types.int32(0 if squares[j] < number(math.inf) else 1)
+            wrong, _, _ = warp_sums(wrong, types.int32(0), types.int32(0))
+            if x == 0:
+                finite[0] = wrong == 0
         cuda.syncthreads()
         return finite[0], count
 
