@@ -131,7 +131,7 @@ def _exported(value: Any) -> Any:
 
 
 def _adopt(arrays: dict[str, Any]) -> tuple[Place, dict[str, DeviceArray]]:
-    """Where the arrays are, and what ops see of them: an object that is given twice is one array."""
+    """Where the arrays are, and what ops see of them."""
     kinds: dict[str, Any] = {name: kind_of(array) for name, array in arrays.items()}
     if None in kinds.values():
         raise _in_two_places(list(arrays.values()))
@@ -141,7 +141,6 @@ def _adopt(arrays: dict[str, Any]) -> tuple[Place, dict[str, DeviceArray]]:
     first, kind = next(iter(kinds.items()))
     place = kind.place_of(arrays[first])
     adopted: dict[str, DeviceArray] = {}
-    seen: dict[int, DeviceArray] = {}
     for name, array in arrays.items():
         if kinds[name] is not kind:
             what = f"{first} is {_full_name(arrays[first])}, {name} is {_full_name(array)}"
@@ -151,6 +150,5 @@ def _adopt(arrays: dict[str, Any]) -> tuple[Place, dict[str, DeviceArray]]:
             raise ValueError(f"all arrays must be on one device: {first} is on {place.device}, {name} on {device}")
         if name in _WRITTEN and kind.IMMUTABLE is not None:
             raise TypeError(f"{name} would be written to, but {kind.IMMUTABLE}; leave it out and use what is returned")
-        known = seen.get(id(array))
-        adopted[name] = seen[id(array)] = kind.adopt(array, place, name) if known is None else known
+        adopted[name] = kind.adopt(array, place, name)
     return place, adopted

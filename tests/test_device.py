@@ -195,6 +195,13 @@ def test_calls_wait_for_jax(monkeypatch):
     assert kind.waits == 2
 
 
+def test_arrays_for_jax_are_in_c_order(monkeypatch):
+    make("jax", monkeypatch)
+    from normnumba.device.jax import JaxPlace
+
+    assert JaxPlace(0, 0).empty((2, 3), (4, 8), np.dtype(np.float32)).strides == (12, 4)
+
+
 def test_a_stream_other_than_that_of_x_is_waited_for(monkeypatch):
     make("interface", monkeypatch)
     from normnumba.device import numba
