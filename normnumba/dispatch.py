@@ -112,10 +112,12 @@ def {function.__name__}({", ".join([*positional, *(["*"] if keywords else []), *
 
 def _call_elsewhere(function: Callable[..., Any], given: dict[str, Any]) -> Any:
     arrays = {name: a for name, a in given.items() if a is not None and name not in _NO_ARRAYS}
-    inside = any(type(a) is DeviceArray for a in arrays.values())  # one public function called another
-    if inside or not any(_is_on_device(a) for a in arrays.values()):
+    if DeviceArray in map(type, arrays.values()):  # one public function called another
         return function(**given)
-    place, adopted = _adopt(arrays)
+    kinds: dict[str, Any] = {name: kind_of(a) for name, a in arrays.items()}
+    if not any(kinds.values()):
+        return function(**given)
+    place, adopted = _adopt(arrays, kinds)
     try:
         result = function(**given | adopted)
         for name in _WRITTEN:
@@ -130,9 +132,8 @@ def _exported(value: Any) -> Any:
     return value.place.export(value) if type(value) is DeviceArray else value
 
 
-def _adopt(arrays: dict[str, Any]) -> tuple[Place, dict[str, DeviceArray]]:
+def _adopt(arrays: dict[str, Any], kinds: dict[str, Any]) -> tuple[Place, dict[str, DeviceArray]]:
     """Where the arrays are, and what ops see of them."""
-    kinds: dict[str, Any] = {name: kind_of(array) for name, array in arrays.items()}
     if None in kinds.values():
         raise _in_two_places(list(arrays.values()))
     reason = availability.why_not()

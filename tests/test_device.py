@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import sys
 import types
 
 import ml_dtypes
@@ -178,6 +179,17 @@ def test_weight_offset(name, arrays, rng):
     pairs = zip(results, got, strict=True) if isinstance(got, tuple) else [(results, got)]
     for expected, a in pairs:
         assert_identical([arrays.get(a)], [expected])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op", OPS, ids=name_of)
+def test_what_can_be_used_as_it_is_is_not_copied(op, dtype, arrays, monkeypatch, rng):
+    if op.function.startswith("batch_norm_") and op.direction in ("backward", "moments"):
+        pytest.skip("has float64 sums, and other types in its results")
+    where = Geometry((3, 40), -1) if op.family in ("layer_norm", "rms_norm") else Geometry((3, 5, 7, 33), 1)
+    arguments = put(arrays, arguments_of(op, where, dtype, rng))
+    monkeypatch.setattr(sys.modules["normnumba.kernels.cuda.copying"], "convert", None)
+    op(normnumba, arguments)
 
 
 def test_dx_and_dresidual_are_one(torch_arrays, rng):

@@ -4,6 +4,6 @@ Every function takes x in float16, bfloat16, float32 or float64. Halves are comp
 type, with sums beyond a few thousand values in float64. Inputs are never changed except the running statistics, and
 `out` where it is one of them.
 
-What is said of an ndarray holds for an array of torch, CuPy, JAX or numba on a CUDA device: it is used where it is, work
-runs on its library's current stream, and results are arrays of that library. JAX's arrays are never written to.
+What is said of an ndarray holds for arrays of torch, CuPy, JAX or numba on a CUDA device: they are used where they are,
+on the current stream of their library, and results are arrays of that library. JAX's arrays are never written to.
 """

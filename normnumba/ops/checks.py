@@ -28,8 +28,10 @@ def parameter(
         return value
     if value is None and default is not None:
         return constant(shape, number, default)
-    value = real(name, value, shape)
-    return value.astype(number, "C", subok=False)  # a third of the time of np.require
+    array = real(name, value, shape)
+    if isinstance(array, DeviceArray):
+        return array.astype(number, "C", copy=False)  # type: ignore[return-value]
+    return array.astype(number, "C", subok=False)  # a third of the time of np.require
 
 
 _REAL = {np.dtype(t) for t in (np.float32, np.float64)}
