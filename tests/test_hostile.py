@@ -39,7 +39,7 @@ GEOMETRIES = [
 HOSTILE = [pytest.param(family, g, id=f"{family}-{g}") for family, g in GEOMETRIES]
 
 
-def both_ways(family, geometry, x, rng, eps=1e-5, outliers=False):
+def both_ways(family, geometry, x, rng, eps=1e-5, outliers=False, library=normnumba):
     """Check forward and then backward, given what forward returned, on this x.
 
     `outliers`: x has elements that make up most of a sum of squares. Those added after one are rounded to its size, 64
@@ -48,7 +48,7 @@ def both_ways(family, geometry, x, rng, eps=1e-5, outliers=False):
     forward, backward = BY_NAME[f"{family}_forward"], BY_NAME[f"{family}_backward"]
     axis = {"axis" if family == "layer_norm" else "channel_axis": geometry.axis}
     arguments = {"x": x, "eps": eps, **axis}
-    y, mean, rstd = forward(normnumba, arguments)
+    y, mean, rstd = forward(library, arguments)
     expected = forward(reference, arguments)
     slack = [4 * np.abs(e).max() if outliers else None for e in expected]
     assert_close("y", y, expected[0], x.dtype, scale=slack[0])
@@ -58,7 +58,7 @@ def both_ways(family, geometry, x, rng, eps=1e-5, outliers=False):
     assert_close("y" if outliers else "rstd", rstd, expected[2], x.dtype, scale=slack[2], note="rstd")
     dy = rng.standard_normal(x.shape).astype(x.dtype)
     given = {"dy": dy, "x": x, "mean": mean, "rstd": rstd, **axis}
-    assert_matches(backward, given, backward(normnumba, given), slack=4 if outliers else 1)  # xhat is dozens there
+    assert_matches(backward, given, backward(library, given), slack=4 if outliers else 1)  # xhat is dozens there
 
 
 # --- data ------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Kernels for CUDA devices on arrays in host memory: what they launch is emulated, and what they lack a host has too."""
+"""Kernels for CUDA devices on arrays in host memory: launches are emulated, or only written down."""
 
 import ctypes
 import math
@@ -8,10 +8,11 @@ import numpy as np
 from numba import types
 from scipy import special
 
+import normnumba
 from normnumba.device import availability
-from normnumba.kernels.cuda import launching, lowlevel
+from normnumba.kernels.cuda import elementwise, launching, lowlevel, merging, rows, sharing, vectors
 from tests.cuda import emulator
-from tests.pretend import seen
+from tests.pretend import Interface, seen
 
 HALVES = {np.dtype(np.uint16): np.dtype(np.float16), np.dtype(np.int16): np.dtype(ml_dtypes.bfloat16)}
 
@@ -99,15 +100,65 @@ def _pointer(array):
 
 
 class Emulation:
-    """A CUDA that can be used, although there is none; `launches` says what ran."""
+    """A CUDA that can be used, although there is none; `launches` says what ran, or would have without `execute`."""
 
-    def __init__(self, monkeypatch, order="forward"):
-        self.launches, self.order, self.execute = [], order, True
+    def __init__(self, monkeypatch, order="forward", execute=True):
+        self.launches, self.order, self.execute = [], order, execute
         monkeypatch.setattr(availability, "why_not", lambda: None)
         monkeypatch.setattr(launching, "run", self._run)
-        monkeypatch.setattr(launching, "fetch", lambda array: seen(array).copy())
+        monkeypatch.setattr(vectors, "fetch", lambda array: seen(array).copy())
 
     def _run(self, kernel, grid, block, place, args):
         self.launches.append((kernel, grid, block))
         given = [_argument(kind, value) for kind, value in zip(kernel.signature, args, strict=True)]
+        if not self.execute:
+            return
         emulator.launch(kernel.function, grid, block, given, replacements=REPLACEMENTS, order=self.order)
+
+
+class Library:
+    """normnumba as the tests of the host call it, with every array on a device that is emulated and back."""
+
+    def __init__(self, monkeypatch, **options):
+        self.emulation, self.kind = Emulation(monkeypatch, **options), Interface(monkeypatch)
+
+    def __getattr__(self, name):
+        function = getattr(normnumba, name)
+
+        def call(**arguments):
+            results = function(**{k: self.put(v) if isinstance(v, np.ndarray) else v for k, v in arguments.items()})
+            return tuple(map(self.get, results)) if isinstance(results, tuple) else self.get(results)
+
+        return call
+
+    def put(self, array):
+        return self.kind.put(array)
+
+    def get(self, result):
+        return self.kind.get(result) if isinstance(result, self.kind.type) else result
+
+    @property
+    def launched(self):
+        """The names of the kernels that ran."""
+        return {kernel.name.partition("-")[0] for kernel, _, _ in self.emulation.launches}
+
+
+def shrink(monkeypatch):
+    """Make blocks and shares so small that little data takes every path: several shares, tiles and teams, long rows."""
+    for module, name, value in (
+        (sharing, "THREADS", 64),
+        (sharing, "SHARE", 96),
+        (sharing, "LINES", 6),
+        (elementwise, "THREADS", 32),
+        (rows, "BLOCK", 32),
+        (rows, "BLOCKS", 2),
+        (merging, "WARPS", 2),
+        (merging, "ROWS", 2),
+    ):
+        monkeypatch.setattr(module, name, value)
+
+
+def hold(monkeypatch, elements):
+    """Let registers hold rows of so few elements for each thread of the smallest teams, and no others."""
+    monkeypatch.setattr(rows, "HELD", dict.fromkeys(rows.HELD, elements))
+    monkeypatch.setattr(rows, "HELD_BACKWARD", elements)

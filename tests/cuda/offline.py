@@ -94,19 +94,23 @@ class Built:
 
 
 def build(kernel, cc=(9, 0), **options):
-    """The `Built` of a kernel, which has a `.name`, a `.function` and the numba types of its parameters: `.signature`.
+    """The `Built` of a kernel: a `Kernel`, or what has its name, function, signature and perhaps options.
 
-    `options` are those of `cuda.jit` that change code: fastmath, launch_bounds, max_registers, opt.
+    `options` are those of `cuda.jit` that change code: fastmath, max_registers, opt.
     """
-    return _build(kernel, tuple(cc), tuple(sorted(options.items())))
+    return _build(kernel, tuple(cc), _keywords(kernel, options))
+
+
+def _keywords(kernel, options):
+    return tuple(sorted((getattr(kernel, "options", {}) | options).items()))
 
 
 def build_all(kernels, ccs=ARCHITECTURES, **options):
     """{(kernel, cc): Built} of every kernel on every architecture; what was built is known to `build` as well."""
-    keywords = tuple(sorted(options.items()))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         futures = {}
         for kernel in kernels:
+            keywords = _keywords(kernel, options)
             # Here, one after the other, while NVVM and nvJitLink work without the interpreter on what is there.
             _lowered(kernel, keywords)
             futures |= {(kernel, cc): pool.submit(_build, kernel, tuple(cc), keywords) for cc in ccs}

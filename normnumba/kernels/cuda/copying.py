@@ -31,6 +31,9 @@ def fill(target: Any, value: float) -> None:
 def _walk(source: Any, strides: tuple[int, ...], dtype: np.dtype, value: float, target: Any) -> None:
     if not target.size:
         return
+    for array in (target,) if source is NOTHING else (source, target):
+        if array.address % array.dtype.itemsize:
+            raise ValueError(f"an array of {array.dtype} must begin at a multiple of {array.dtype.itemsize} bytes")
     axes = _merged(target, strides, dtype.itemsize)
     blocks = min(-(-target.size // THREADS), 1 << 20)
     args = source, float(value), target.size, *axes, target
@@ -92,4 +95,4 @@ def walk(data, result, constant):
                 write(target, at, source[other])
             i += types.int64(cuda.gridDim.x) * cuda.blockDim.x
 
-    return kernel, (*pointers(data), types.float64, types.int64, AXES, AXES, AXES, *pointers(result))
+    return kernel, (*pointers(data), types.float64, types.int64, AXES, AXES, AXES, *pointers(result)), THREADS

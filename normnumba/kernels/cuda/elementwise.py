@@ -78,7 +78,7 @@ def normalize(data, result, number, width, index, varying, along, activation):
 
     vector = types.CPointer(number)
     inputs = (*pointers(data, data), vector, types.int64, vector, vector, types.int64, types.int64, RULE)
-    return kernel, (*inputs, *pointers(result))
+    return kernel, (*inputs, *pointers(result)), THREADS
 
 
 def differentiate_lines(
@@ -175,7 +175,7 @@ def differentiate(given, data, number, width, index, varying, along, activation,
 
     vector, sums = types.CPointer(number), types.CPointer(types.float64)
     inputs = (*pointers(given, data, data), vector, types.int64, sums, number, vector, vector, types.int64)
-    return kernel, (*inputs, types.CPointer(types.uint8), MASK_RULE, RULE, *pointers(given, data))
+    return kernel, (*inputs, types.CPointer(types.uint8), MASK_RULE, RULE, *pointers(given, data)), THREADS
 
 
 def add_lines(x: Any, residual: Any, summed: Any) -> None:
@@ -202,4 +202,4 @@ def add(data, other, total, number, width):
             store_vector(summed, i, values, 0)
             i += types.int64(cuda.gridDim.x) * cuda.blockDim.x * width
 
-    return kernel, (*pointers(data, other), types.int64, *pointers(total))
+    return kernel, (*pointers(data, other), types.int64, *pointers(total)), THREADS

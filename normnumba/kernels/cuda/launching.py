@@ -18,25 +18,42 @@ LARGEST_GRID = 65535
 
 WARP = 32
 
+REGISTERS = 65536
+"""Of a multiprocessor."""
+
+SAFE = 256
+"""Threads of a block that can be launched with as many registers as a thread may have, 255."""
+
 NOTHING = np.empty(0)
 """Stands for an array that is not there."""
 
 
 class Kernel(NamedTuple):
-    """A variant: its source with its constants bound, and the numba types of its parameters."""
+    """A variant: its source with its constants bound."""
 
     name: str
     function: Callable[..., None]
     signature: tuple[types.Type, ...]
+    """The numba types of its parameters."""
+    threads: int
+    """The most that a block of its launches has."""
+
+    @property
+    def options(self) -> dict[str, int]:
+        """What cuda.jit is told: so many registers that a block can be launched.
+
+        launch_bounds would say the same, but makes ptxas spill a few bytes of kernels that are far from any limit.
+        """
+        return {"max_registers": REGISTERS // self.threads} if self.threads > SAFE else {}
 
 
 def variants(source: Callable[..., Any]) -> Callable[..., Kernel]:
-    """Turn a function of constants that returns a kernel and its signature into a cached factory of variants."""
+    """Turn a function of constants that returns a kernel, its signature and its threads into a factory of variants."""
 
     @functools.cache
     def variant(*constants: Any) -> Kernel:
-        function, signature = source(*constants)
-        return Kernel("-".join((source.__name__, *map(str, constants))), function, tuple(signature))
+        function, signature, threads = source(*constants)
+        return Kernel("-".join((source.__name__, *map(str, constants))), function, tuple(signature), threads)
 
     return variant
 
@@ -92,7 +109,7 @@ _compiling = threading.Lock()
 
 @functools.cache
 def _dispatcher(kernel: Kernel) -> Any:
-    return cuda.jit(types.void(*kernel.signature))(kernel.function)
+    return cuda.jit(types.void(*kernel.signature), **kernel.options)(kernel.function)
 
 
 def _compiled(kernel: Kernel) -> Any:

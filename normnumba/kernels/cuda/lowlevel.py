@@ -38,7 +38,7 @@ def _assembly(builder: Any, result: ir.Type, text: str, constraints: str, *opera
 def _widened(builder: Any, data: types.Type, value: Any) -> Any:
     """The float of an element as it lies in memory."""
     if data is types.uint16:
-        return _assembly(builder, _F32, "cvt.f32.f16 $0, $1;", "=f,h", value)
+        return builder.fpext(builder.bitcast(value, ir.HalfType()), _F32)
     if data is types.int16:
         return builder.bitcast(builder.shl(builder.zext(value, _I32), ir.Constant(_I32, 16)), _F32)
     return value
@@ -47,7 +47,7 @@ def _widened(builder: Any, data: types.Type, value: Any) -> Any:
 def _narrowed(builder: Any, data: types.Type, value: Any) -> Any:
     """An element as it lies in memory, rounded to nearest even."""
     if data is types.uint16:
-        return _assembly(builder, _I16, "cvt.rn.f16.f32 $0, $1;", "=h,f", value)
+        return builder.bitcast(builder.fptrunc(value, ir.HalfType()), _I16)
     if data is types.int16:
         return _assembly(builder, _I16, "cvt.rn.bf16.f32 $0, $1;", "=h,f", value)
     return value
@@ -144,9 +144,9 @@ def _storing(count: int) -> Any:
         def codegen(context, builder, signature, args):
             target, floating = builder.gep(args[0], [args[1]]), ir.DoubleType() if data is types.float64 else _F32
             sources = _registers(context, builder, registers, *args[2:], count)
-            values = [_narrowed(builder, data, _cast(builder, builder.load(source), floating)) for source in sources]
+            values = [_cast(builder, builder.load(source), floating) for source in sources]
             if count == 1:
-                builder.store(values[0], target)
+                builder.store(_narrowed(builder, data, values[0]), target)
             else:
                 _join(builder, data, values, target)
             return context.get_dummy_value()
@@ -157,10 +157,11 @@ def _storing(count: int) -> Any:
 
 
 def _join(builder: Any, data: types.Type, values: list[Any], target: Any) -> None:
-    """Store several elements at once."""
+    """Round several elements, halves by pairs, and store them at once."""
     if data in (types.uint16, types.int16):
-        pairs = [[builder.zext(v, _I32) for v in values[k : k + 2]] for k in range(0, len(values), 2)]
-        values = [builder.or_(low, builder.shl(high, ir.Constant(_I32, 16))) for low, high in pairs]
+        kind = "f16x2" if data is types.uint16 else "bf16x2"
+        pairs = zip(values[::2], values[1::2], strict=True)
+        values = [_assembly(builder, _I32, f"cvt.rn.{kind}.f32 $0, $1, $2;", "=r,f,f", b, a) for a, b in pairs]
     vector = ir.Constant(ir.VectorType(values[0].type, len(values)), ir.Undefined)
     for k, value in enumerate(values):
         vector = builder.insert_element(vector, value, ir.Constant(_I32, k))

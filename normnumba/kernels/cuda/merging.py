@@ -17,7 +17,10 @@ from .reductions import combining, not_negative, summing
 from .sharing import Shares
 
 WARPS = 4
-"""Units of a block."""
+"""Units of a block that takes a warp for each."""
+
+THREADS = 128
+"""Units of a block that takes a thread for each."""
 
 PARTS = types.UniTuple(types.int64, 6)
 """The type of the rule of `Shares`."""
@@ -42,11 +45,11 @@ def _at(unit, rule):
 @functools.cache
 def _writing(number: types.Type) -> Any:
     @cuda.jit(device=True)
-    def write_coefficients(coefficients, units, unit, mean, rstd):
-        """xhat = (x - pivot) * rstd - centre: the digits of the mean that the pivot loses are in the centre"""
-        pivot = number(mean)
+    def write_coefficients(coefficients, units, unit, base, mean, rstd):
+        """xhat = (x - pivot) * rstd - centre, with the digits of base + mean that the pivot loses"""
+        pivot = number(base + mean)
         coefficients[unit], coefficients[units + unit] = pivot, number(rstd)
-        coefficients[2 * units + unit] = number((mean - types.float64(pivot)) * rstd)
+        coefficients[2 * units + unit] = number((base - types.float64(pivot) + mean) * rstd)
 
     return write_coefficients
 
@@ -78,13 +81,14 @@ def merge_moments_of(number):
 
     @cuda.jit(device=True)
     def collect(parts, total, shares, rule, unit):
-        """Count, mean and squares of a warp's parts, right in its first lane"""
+        """A value near the mean, the mean less that, and the variance of a warp's parts, right in its first lane"""
         inner, share, members = rule[3], rule[4], rule[5]
+        base = types.float64(parts[total + _at(unit, rule)])
         count, mean, squares, k = 0.0, 0.0, 0.0, types.int64(cuda.threadIdx.x)
         while k < shares * members:
             part = _at(unit, rule) + k // shares * inner + k % shares * share
             scale = types.float64(parts[4 * total + part])
-            about = types.float64(parts[total + part]) + types.float64(parts[2 * total + part]) / scale
+            about = types.float64(parts[total + part]) - base + types.float64(parts[2 * total + part]) / scale
             spread = types.float64(parts[3 * total + part]) / scale / scale
             count, mean, squares = combine(count, mean, squares, types.float64(parts[part]), about, spread)
             k += WARP
@@ -95,28 +99,28 @@ def merge_moments_of(number):
             other_squares = cuda.shfl_xor_sync(0xFFFFFFFF, squares, offset)
             count, mean, squares = combine(count, mean, squares, other, other_mean, other_squares)
             offset >>= 1
-        return mean, not_negative(squares / count) if count > 0 else 0.0
+        return base if count > 0 else 0.0, mean, not_negative(squares / count) if count > 0 else 0.0
 
     def kernel(parts, total, shares, rule, units, eps, present, coefficients, mean, rstd, stats):
         unit = types.int64(cuda.blockIdx.x) * WARPS + cuda.threadIdx.y
         if unit >= units:
             return
-        average, var = collect(parts, total, shares, rule, unit)
+        base, average, var = collect(parts, total, shares, rule, unit)
         if present & PINNED:
-            average, var = 0.0, var + average * average
+            base, average, var = 0.0, 0.0, var + (base + average) * (base + average)
         if cuda.threadIdx.x == 0:
             r = 1.0 / math.sqrt(var + eps)
-            write_coefficients(coefficients, units, unit, average, r)
+            write_coefficients(coefficients, units, unit, base, average, r)
             if present & MEAN:
-                mean[unit] = number(average)
+                mean[unit] = number(base + average)
             if present & RSTD:
                 rstd[unit] = number(r)
             if present & STATS:
-                stats[unit], stats[units + unit] = average, var
+                stats[unit], stats[units + unit] = base + average, var
 
     vector = types.CPointer(number)
     inputs = vector, types.int64, types.int64, PARTS, types.int64, types.float64, types.int64
-    return kernel, (*inputs, vector, vector, vector, FLOAT64)
+    return kernel, (*inputs, vector, vector, vector, FLOAT64), WARP * WARPS
 
 
 def prepare(mean: Any, second: Any, eps: float, squared: bool, coefficients: Any, means: Any, rstds: Any) -> None:
@@ -125,7 +129,7 @@ def prepare(mean: Any, second: Any, eps: float, squared: bool, coefficients: Any
     present = SQUARED * squared | MEAN * is_there(means) | PINNED * (not is_there(mean))
     kernel = prepare_of(mean.dtype, second.dtype, number)
     args = mean, second, units, eps, present, coefficients, means, rstds
-    launch(kernel, (-(-units // 128),), (128,), second.place, *args)
+    launch(kernel, (-(-units // THREADS),), (THREADS,), second.place, *args)
 
 
 @variants
@@ -139,12 +143,12 @@ def prepare_of(first, other, number):
             m = 0.0 if present & PINNED else types.float64(mean[unit])
             r = types.float64(second[unit])
             r = 1.0 / math.sqrt(r + eps) if present & SQUARED else r
-            write_coefficients(coefficients, units, unit, m, r)
+            write_coefficients(coefficients, units, unit, 0.0, m, r)
             if present & MEAN:
                 means[unit], rstds[unit] = number(m), number(r)
 
     vector = types.CPointer(number)
-    return kernel, (*pointers(first, other), types.int64, types.float64, types.int64, vector, vector, vector)
+    return kernel, (*pointers(first, other), types.int64, types.float64, types.int64, vector, vector, vector), THREADS
 
 
 def merge_sums(
@@ -209,7 +213,7 @@ def merge_sums_of(number):
 
     vector = types.CPointer(number)
     inputs = vector, types.int64, types.int64, PARTS, types.int64, types.float64, vector, types.int64
-    return kernel, (*inputs, vector, FLOAT64, FLOAT64)
+    return kernel, (*inputs, vector, FLOAT64, FLOAT64), WARP * WARPS
 
 
 def merge_parameters(
@@ -266,7 +270,7 @@ def merge_parameters_of(number, result):
 
     integers = types.int64, types.int64, PARTS, types.int64, types.int64
     outputs = pointers(result, result)
-    return kernel, (types.CPointer(number), *integers, FLOAT64, *(types.int64,) * 4, *outputs)
+    return kernel, (types.CPointer(number), *integers, FLOAT64, *(types.int64,) * 4, *outputs), WARP * WARPS
 
 
 def sum_rows(parts: Any, rows: int, cols: int, dweight: Any, dbias: Any) -> None:
@@ -301,4 +305,4 @@ def sum_rows_of(number, threads):
             dweight[column], dbias[column] = number(sum_gt), number(sum_g)
 
     vector = types.CPointer(number)
-    return kernel, (vector, types.int64, types.int64, vector, vector)
+    return kernel, (vector, types.int64, types.int64, vector, vector), WARP * threads

@@ -47,7 +47,7 @@ def moments_along(data, number, width, threads, masked):
                 for j in range(width):
                     if not masked or counts(mask, line, m + j, mask_rule):
                         t = (values[j] - first) * scale
-                        about = about if count > number(0) else t
+                        about = about if count > number(0) or not abs(t) < number(math.inf) else t
                         t -= about
                         shift += t
                         square += t * t
@@ -75,7 +75,7 @@ def moments_along(data, number, width, threads, masked):
             write_part(parts, total, part, count, first, mean, squares, scale)
 
     integers = (types.int64,) * 5
-    return kernel, (*_inputs(data), *integers, types.CPointer(number), types.int64)
+    return kernel, (*_inputs(data), *integers, types.CPointer(number), types.int64), threads
 
 
 @cuda.jit(device=True)
@@ -108,7 +108,7 @@ def moments_across(data, number, width, threads, masked):
                 load_vector(x, line * length + column, values, 0)
                 for j in range(width):
                     t = (values[j] - first[j]) * scale
-                    about[j] = about[j] if count > number(0) else t
+                    about[j] = about[j] if count > number(0) or not abs(t) < number(math.inf) else t
                     t -= about[j]
                     mean[j] += t
                     squares[j] += t * t
@@ -174,4 +174,4 @@ def moments_across(data, number, width, threads, masked):
             for j in range(width):
                 write_part(parts, total, part + j, count, first[j], mean[j], squares[j], scale)
 
-    return kernel, (*_inputs(data), *(types.int64,) * 3, types.CPointer(number), types.int64)
+    return kernel, (*_inputs(data), *(types.int64,) * 3, types.CPointer(number), types.int64), threads

@@ -122,7 +122,7 @@ def products_along(given, data, number, width, threads, index, varying, along, a
             part = (unit * cuda.gridDim.y + run) * cuda.gridDim.z + cuda.blockIdx.z
             parts[part], parts[total + part], parts[2 * total + part] = sum_g, sum_gt, sum_t
 
-    return kernel, (*_inputs(given, data, number), *(types.int64,) * 5, types.CPointer(number), types.int64)
+    return kernel, (*_inputs(given, data, number), *(types.int64,) * 5, types.CPointer(number), types.int64), threads
 
 
 def _inputs(given: Any, data: Any, number: types.Type) -> tuple[types.Type, ...]:
@@ -180,4 +180,4 @@ def products_across(given, data, number, width, threads, index, varying, along, 
         part = (sample * cuda.gridDim.y + share) * length + column
         add_rows(sums, parts, total, part if column < length else -1)
 
-    return kernel, (*_inputs(given, data, number), *(types.int64,) * 3, types.CPointer(number), types.int64)
+    return kernel, (*_inputs(given, data, number), *(types.int64,) * 3, types.CPointer(number), types.int64), threads

@@ -27,6 +27,9 @@ HELD = {NONE: 32, RELU: 32, GELU: 8, GELU_TANH: 16, SILU: 16}
 HELD_BACKWARD = 16
 """The same in a backward, which keeps them four times."""
 
+SHORT = 8
+"""The same of rows that take less than a warp."""
+
 BLOCK = 128
 """Threads of a block whose teams are no larger than a warp."""
 
@@ -37,15 +40,16 @@ WEIGHT, BIAS, DSUMMED, DX, DRESIDUAL, SUMS = 1, 2, 4, 8, 16, 32
 """Bits of `present`, which says whether a pointer is one: null pointers cannot be told in a kernel."""
 
 
-def plan(cols: int, width: int, held: int) -> tuple[int, int] | None:
+def plan(cols: int, width: int, number: types.Type, held: int) -> tuple[int, int] | None:
     """Threads for a row, and times that each takes `width` elements of it; None where the row is too long.
 
-    From the length of a row alone, so that a row has the same bits in any batch.
+    From the length of a row alone, so that a row has the same bits in any batch. Short rows take few elements for each
+    thread, or there would be too few threads. Single elements need addresses of their own, and float64 two registers.
     """
-    steps = -(-cols // width)
-    for threads in (8, 16, 32, 64, 128, 256, 512, 1024):
+    steps, held = -(-cols // width), held // 2 if width == 1 or number is types.float64 else held
+    for threads in (8, 16, 32, 64, 128, 256, 512):
         vectors = power_of_two(-(-steps // threads))
-        if vectors * width <= held:
+        if vectors * width <= (min(held, SHORT) if threads < WARP else held):
             return threads, vectors
     return None
 
@@ -94,7 +98,7 @@ def _forward(
 ) -> None:
     rows, cols = x.shape
     width = width_of(cols, x, residual, summed, y)
-    planned = plan(cols, width, HELD[NONE])
+    planned = plan(cols, width, number_of(summed.dtype if is_there(summed) else x.dtype), HELD[NONE])
     if planned:
         args = x, residual, weight, bias, eps, rows, cols, center, rounding, 1, 1, summed, y, mean, rstd
         _launch_forward(planned, width, NONE, False, *args)
@@ -110,7 +114,7 @@ def normalize_short(x: Any, weight: Any, bias: Any, eps: float, activation: int,
     samples, groups, members, size = x.shape
     rows, cols = samples * groups, members * size
     width = width_of(cols, x, y)
-    planned = plan(cols, width, HELD[activation])
+    planned = plan(cols, width, number_of(x.dtype), HELD[activation])
     if planned:
         args = x, NOTHING, weight, bias, eps, rows, cols, True, False, groups, size, NOTHING, y, mean, rstd
         _launch_forward(planned, width, activation, True, *args)
@@ -140,9 +144,10 @@ def _launch_forward(
 ) -> None:
     added, (threads, vectors) = is_there(residual), planned
     other, total = (residual.dtype, summed.dtype) if added else (x.dtype, x.dtype)
-    kernel = row_forward(x.dtype, other, total, number_of(total), width, threads, vectors, added, spans, activation)
+    constants = width, threads, vectors, added, rounding, spans, activation
+    kernel = row_forward(x.dtype, other, total, number_of(total), *constants)
     present, teams = WEIGHT * is_there(weight) | BIAS * is_there(bias), _teams(threads)
-    args = x, residual, weight, bias, present, eps, rows, cols, int(center), int(rounding), groups, inner
+    args = x, residual, weight, bias, present, eps, rows, cols, int(center), groups, inner
     launch(kernel, (-(-rows // teams),), (threads, teams), x.place, *args, summed, y, mean, rstd)
 
 
@@ -170,20 +175,20 @@ def add_rows_backward(
     """See the CPU's."""
     rows, cols = summed.shape
     width = width_of(cols, dy, dsummed, summed, dx, dresidual)
-    planned = plan(cols, width, HELD_BACKWARD)
+    planned = plan(cols, width, number_of(summed.dtype), HELD_BACKWARD)
     if not planned:
         args = dy, dsummed, summed, mean, rstd, weight, center, rounding, dx, dresidual, dweight, dbias
         _long_backward(*args)
         return
     threads, vectors = planned
-    kernel = row_backward(dy.dtype, summed.dtype, number_of(summed.dtype), width, threads, vectors)
+    kernel = row_backward(dy.dtype, summed.dtype, number_of(summed.dtype), width, threads, vectors, rounding)
     present = WEIGHT * is_there(weight) | DSUMMED * is_there(dsummed) | SUMS * is_there(dweight)
     present |= DX * is_there(dx) | DRESIDUAL * is_there(dresidual)
     in_block = _teams(threads)
     blocks = min(-(-rows // in_block), BLOCKS)
     teams = blocks * in_block
     parts = summed.new((2, teams * cols), rstd.dtype) if is_there(dweight) else NOTHING
-    args = dy, dsummed, summed, mean, rstd, weight, present, rows, cols, int(center), int(rounding), teams
+    args = dy, dsummed, summed, mean, rstd, weight, present, rows, cols, int(center), teams
     launch(kernel, (blocks,), (threads, in_block), summed.place, *args, dx, dresidual, parts)
     if is_there(dweight):
         sum_rows(parts, teams, cols, dweight, dbias)
@@ -249,15 +254,13 @@ def _moments(number: types.Type, width: int, threads: int, size: int) -> Any:
 
 
 @variants
-def row_forward(data, other, total, number, width, threads, vectors, added, spans, activation):
+def row_forward(data, other, total, number, width, threads, vectors, added, rounding, spans, activation):
     """A row for each team; with `spans`, `inner` neighbouring elements share a weight and a bias."""
     size, load_vector, store_vector = vectors * width, LOADS[width], STORES[width]
     moments = _moments(number, width, threads, size)
     activate = activating(activation, number)[0] if activation else None
 
-    def kernel(
-        x, residual, weight, bias, present, eps, rows, cols, center, rounding, groups, inner, summed, y, mean, rstd
-    ):
+    def kernel(x, residual, weight, bias, present, eps, rows, cols, center, groups, inner, summed, y, mean, rstd):
         row = types.int64(cuda.blockIdx.x) * cuda.blockDim.y + cuda.threadIdx.y
         if row >= rows:
             return
@@ -295,8 +298,8 @@ def row_forward(data, other, total, number, width, threads, vectors, added, span
                 store_vector(y, start + i, values, k * width)
 
     vector = types.CPointer(number)
-    inputs = (*pointers(data, other), vector, vector, types.int64, number, *(types.int64,) * 6)
-    return kernel, (*inputs, *pointers(total, data), vector, vector)
+    inputs = (*pointers(data, other), vector, vector, types.int64, number, *(types.int64,) * 5)
+    return kernel, (*inputs, *pointers(total, data), vector, vector), threads * _teams(threads)
 
 
 def _row_gradients(number: types.Type, width: int, threads: int, vectors: int) -> tuple[Any, Any]:
@@ -347,12 +350,12 @@ def _row_gradients(number: types.Type, width: int, threads: int, vectors: int) -
 
 
 @variants
-def row_backward(given, data, number, width, threads, vectors):
+def row_backward(given, data, number, width, threads, vectors, rounding):
     """Rows that are `teams` apart for each team, which adds up their dweight and dbias in registers."""
     team_sums, size = summing(threads, number), vectors * width
     read, write = _row_gradients(number, width, threads, vectors)
 
-    def kernel(dy, dsummed, x, mean, rstd, weight, present, rows, cols, center, rounding, teams, dx, dresidual, parts):
+    def kernel(dy, dsummed, x, mean, rstd, weight, present, rows, cols, center, teams, dx, dresidual, parts):
         values, grads = cuda.local.array(size, number), cuda.local.array(size, number)
         dweight, dbias = cuda.local.array(size, number), cuda.local.array(size, number)
         for k in range(size):
@@ -379,5 +382,5 @@ def row_backward(given, data, number, width, threads, vectors):
                         parts[(teams + team) * cols + i + j] = dweight[k * width + j]
 
     vector = types.CPointer(number)
-    inputs = (*pointers(given, data, data), vector, vector, vector, *(types.int64,) * 6)
-    return kernel, (*inputs, *pointers(given, data), vector)
+    inputs = (*pointers(given, data, data), vector, vector, vector, *(types.int64,) * 5)
+    return kernel, (*inputs, *pointers(given, data), vector), threads * _teams(threads)

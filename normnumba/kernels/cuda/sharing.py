@@ -69,7 +69,7 @@ def along(view: Lines, width: int) -> Shares:
 def across(view: Lines, width: int) -> Shares:
     """Each unit is columns of a sample, each part some lines of one column."""
     lines = view.lines // view.samples
-    shares = min(-(-lines // LINES), MOST // 2)
+    shares = min(-(-lines // LINES), 4 * MOST)
     tiles = -(-view.length // (TILE * width))
     grid, block = (view.samples * tiles, shares), (TILE, THREADS // TILE)
     arguments = view.length, lines, tiles

@@ -49,7 +49,7 @@ def shift(number):
             result[_own()] = values[_own()] + offset
 
     vector = types.CPointer(number)
-    return kernel, (vector, number, types.int64, vector)
+    return kernel, (vector, number, types.int64, vector), THREADS
 
 
 def sum_samples(sums: Any, samples: int) -> Any:
@@ -71,7 +71,7 @@ def add_samples():
                 total += sums[begin + k * channels]
             result[_own()] = total
 
-    return kernel, (DOUBLES, types.int64, types.int64, DOUBLES)
+    return kernel, (DOUBLES, types.int64, types.int64, DOUBLES), THREADS
 
 
 def count_positions(counted: Any) -> int:
@@ -94,7 +94,7 @@ def count():
                 i += number
             parts[_own()] = total
 
-    return kernel, (types.CPointer(types.uint8), types.int64, types.int64, types.CPointer(types.int64))
+    return kernel, (types.CPointer(types.uint8), types.int64, types.int64, types.CPointer(types.int64)), THREADS
 
 
 def copy_finite(source: Any, target: Any) -> None:
@@ -110,7 +110,7 @@ def finite():
         if _own() < size and abs(source[_own()]) < math.inf:
             target[_own()] = source[_own()]
 
-    return kernel, (DOUBLES, types.int64, DOUBLES)
+    return kernel, (DOUBLES, types.int64, DOUBLES), THREADS
 
 
 def update_running(running: Any, statistic: Any, momentum: float, factor: float) -> None:
@@ -135,4 +135,4 @@ def average(dtype):
             else:
                 running[i] = kind(new)
 
-    return kernel, (*pointers(dtype), types.int64, DOUBLES, types.float64, types.float64, types.int64)
+    return kernel, (*pointers(dtype), types.int64, DOUBLES, types.float64, types.float64, types.int64), THREADS
