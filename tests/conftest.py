@@ -23,6 +23,12 @@ KERNELS = (
 )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What a run of all tests leaves out because of the time that it takes."""
+    every = "build every variant of the CUDA kernels for every architecture, not one of each kind"
+    parser.addoption("--every-variant", action="store_true", help=every)
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Before a whole run, fill the disk cache with what the tests would compile one after the other, on all cores."""
     if len(session.items) < WHOLE or session.config.option.collectonly:

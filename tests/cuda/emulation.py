@@ -160,5 +160,6 @@ def shrink(monkeypatch):
 
 def hold(monkeypatch, elements):
     """Let registers hold rows of so few elements for each thread of the smallest teams, and no others."""
-    monkeypatch.setattr(rows, "HELD", dict.fromkeys(rows.HELD, elements))
+    monkeypatch.setattr(rows, "HELD", elements)
     monkeypatch.setattr(rows, "HELD_BACKWARD", elements)
+    monkeypatch.setattr(rows, "HELD_OF_GROUPS", dict.fromkeys(rows.HELD_OF_GROUPS, elements))

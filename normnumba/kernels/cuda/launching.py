@@ -51,6 +51,7 @@ def variants(source: Callable[..., Any]) -> Callable[..., Kernel]:
     """Turn a function of constants that returns a kernel, its signature and its threads into a factory of variants."""
 
     @functools.cache
+    @functools.wraps(source)
     def variant(*constants: Any) -> Kernel:
         function, signature, threads = source(*constants)
         return Kernel("-".join((source.__name__, *map(str, constants))), function, tuple(signature), threads)

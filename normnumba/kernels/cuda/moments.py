@@ -126,7 +126,6 @@ def moments_across(data, number, width, threads, masked):
         counted, finite = cuda.shared.array(rows, number), cuda.shared.array(1, types.int32)
         parts = cuda.shared.array((2, rows, columns), number)
         x, y = cuda.threadIdx.x * width, cuda.threadIdx.y
-        cuda.syncthreads()  # an earlier merge may still be read
         if x == 0:
             counted[y] = count
         for j in range(width):
@@ -134,11 +133,13 @@ def moments_across(data, number, width, threads, masked):
         cuda.syncthreads()
         if y == 0:
             wrong = types.int32(0)
-            for j in range(width):
-                count = counted[0]
-                for k in range(1, rows):
+            count = counted[0]
+            for k in range(1, rows):
+                for j in range(width):
                     args = counted[k], parts[0, k, x + j], parts[1, k, x + j]
-                    count, mean[j], squares[j] = combine(count, mean[j], squares[j], *args)
+                    _, mean[j], squares[j] = combine(count, mean[j], squares[j], *args)
+                count += counted[k]
+            for j in range(width):
                 wrong += types.int32(0 if squares[j] < number(math.inf) else 1)
             wrong, _, _ = warp_sums(wrong, types.int32(0), types.int32(0))
             if x == 0:

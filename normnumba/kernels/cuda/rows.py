@@ -21,11 +21,14 @@ from .merging import sum_rows
 from .pipeline import Gradients, forward, prepared
 from .reductions import TINY, not_negative, summing
 
-HELD = {NONE: 32, RELU: 32, GELU: 8, GELU_TANH: 16, SILU: 16}
-"""Elements of a row that a thread keeps in registers in a forward, by activation: with more, loops are not unrolled."""
+HELD = 32
+"""Elements of a row that a thread keeps in registers in a forward."""
 
 HELD_BACKWARD = 16
 """The same in a backward, which keeps them four times."""
+
+HELD_OF_GROUPS = {NONE: 16, RELU: 16, GELU: 8, GELU_TANH: 8, SILU: 8}
+"""The same of groups, by activation: with more, compilers leave a loop as it is, and then its array is no registers."""
 
 SHORT = 8
 """The same of rows that take less than a warp."""
@@ -98,7 +101,7 @@ def _forward(
 ) -> None:
     rows, cols = x.shape
     width = width_of(cols, x, residual, summed, y)
-    planned = plan(cols, width, number_of(summed.dtype if is_there(summed) else x.dtype), HELD[NONE])
+    planned = plan(cols, width, number_of(summed.dtype if is_there(summed) else x.dtype), HELD)
     if planned:
         args = x, residual, weight, bias, eps, rows, cols, center, rounding, 1, 1, summed, y, mean, rstd
         _launch_forward(planned, width, NONE, False, *args)
@@ -114,7 +117,7 @@ def normalize_short(x: Any, weight: Any, bias: Any, eps: float, activation: int,
     samples, groups, members, size = x.shape
     rows, cols = samples * groups, members * size
     width = width_of(cols, x, y)
-    planned = plan(cols, width, number_of(x.dtype), HELD[activation])
+    planned = plan(cols, width, number_of(x.dtype), HELD_OF_GROUPS[activation])
     if planned:
         args = x, NOTHING, weight, bias, eps, rows, cols, True, False, groups, size, NOTHING, y, mean, rstd
         _launch_forward(planned, width, activation, True, *args)
