@@ -95,6 +95,12 @@ class Op:
         """What it is timed on besides, in runs that ask for it."""
         return () if self.fused else MORE_SHAPES.get(self.family, ())
 
+    @property
+    def device_shapes(self) -> tuple[Geometry, ...]:
+        """What it is timed on where x is on a CUDA device: all of them for a family's own forward and backward."""
+        shapes = DEVICE_SHAPES[self.family]
+        return shapes if self.name in (f"{self.family}_forward", f"{self.family}_backward") else shapes[:2]
+
     def __call__(self, library: ModuleType, arguments: Arguments) -> tuple[Any, ...]:
         """Run the op as `library` (normnumba or its reference) has it; always a tuple, one entry per output."""
         result = getattr(library, self.function)(**arguments)
@@ -455,6 +461,48 @@ FUSED_SHAPES = {
 }
 FUSED_SHAPES["rms_norm"] = FUSED_SHAPES["layer_norm"]
 """The same for rows that are `fused`."""
+
+DEVICE_DTYPES = ("bfloat16", "float32", "float16")
+"""What is timed on a CUDA device, the default first. Few of these devices are made for float64."""
+
+DEVICE_SHAPES = {
+    # Those that NVIDIA publishes the bandwidth of: see benchmarks/published.py.
+    "layer_norm": (
+        Geometry((16384, 4096), -1),
+        Geometry((1024, 12288), -1),
+        Geometry((8192, 128), -1),
+        Geometry((4096, 16384), -1),
+        Geometry((2048, 4096), -1),
+        Geometry((131072, 128), -1),
+        Geometry((8192, 8192), -1),
+    ),
+    # ResNet-50 with 64 images.
+    "batch_norm": (
+        Geometry((64, 256, 56, 56), 1),
+        Geometry((64, 56, 56, 256), -1),
+        Geometry((64, 2048, 7, 7), 1),
+        Geometry((64, 7, 7, 2048), -1),
+        Geometry((64, 64, 112, 112), 1),
+        Geometry((64, 112, 112, 64), -1),
+        Geometry((64, 512, 28, 28), 1),
+        Geometry((64, 28, 28, 512), -1),
+        Geometry((64, 1024, 14, 14), 1),
+        Geometry((64, 14, 14, 1024), -1),
+    ),
+    # Stable Diffusion.
+    "group_norm": (Geometry((2, 320, 96, 96), 1), Geometry((2, 96, 96, 320), -1)),
+    "instance_norm": (Geometry((8, 64, 128, 128), 1),),
+}
+DEVICE_SHAPES["rms_norm"] = DEVICE_SHAPES["layer_norm"]
+"""What each family is timed on where x is on a CUDA device, the most telling first."""
+
+SMALL_ON_DEVICE = {
+    "layer_norm": (Geometry((67, 1023), -1), Geometry((33, 1024), -1), Geometry((4, 6, 10), (0, 2))),
+    "batch_norm": (Geometry((3, 5, 7, 33), 1), Geometry((3, 64, 8, 8), 1), Geometry((3, 8, 8, 64), -1)),
+}
+SMALL_ON_DEVICE["group_norm"] = SMALL_ON_DEVICE["instance_norm"] = SMALL_ON_DEVICE["batch_norm"]
+SMALL_ON_DEVICE["rms_norm"] = SMALL_ON_DEVICE["layer_norm"]
+"""One for each way through the kernels for devices: what a sanitizer can watch in a minute."""
 
 RAGGED = {
     "layer_norm": (

@@ -15,11 +15,16 @@ TITLES = {
     "torch_compile": "torch.compile",
     "jax": "JAX jit",
     "onnxruntime": "ONNX Runtime",
+    "cudnn": "cuDNN",
     "numpy": "NumPy",
+    "cupy": "CuPy",
 }
 """The peers as people know them, in the order of tables."""
 
-SHORT = {"torch": "torch", "torch_compile": "compile", "jax": "JAX", "onnxruntime": "ORT", "numpy": "NumPy"}
+SHORT = {
+    **{"torch": "torch", "torch_compile": "compile", "jax": "JAX", "onnxruntime": "ORT"},
+    **{"cudnn": "cuDNN", "numpy": "NumPy", "cupy": "CuPy"},
+}
 """The same where there is little room."""
 
 LEVEL = 0.05
@@ -94,7 +99,7 @@ def peers_of(cases: Iterable[dict[str, Any]]) -> list[str]:
 
 def frameworks(peers: Iterable[str]) -> str:
     """The names of those that compete for being the fastest."""
-    return ", ".join(title(name) for name in peers if name != "numpy")
+    return ", ".join(title(name) for name in peers if name not in ("numpy", "cupy"))
 
 
 def left_out(cases: Iterable[dict[str, Any]]) -> list[str]:
@@ -119,6 +124,13 @@ def disturbance(case: dict[str, Any]) -> float:
 
 def unsteady(case: dict[str, Any]) -> bool:
     return disturbance(case) > 1
+
+
+def doubtful_on_device(case: dict[str, Any]) -> bool:
+    """Whether the times that decide a case of a GPU spread too far, or are of a device that waited for the host."""
+    deciding = {"ours", "copy", case["fastest_peer"]}
+    waited = not deciding.isdisjoint(case["waited"])
+    return waited or max(case["spread"].get(name, 0.0) for name in deciding) > UNSTEADY
 
 
 @dataclass(frozen=True)

@@ -152,28 +152,40 @@ class Job:
         found = machine.describe()
         return {**found, "doubts": machine.doubts(found)}
 
+    checks_file = "verify.json"
+
+    def library(self) -> Any:
+        """What is compared with the reference."""
+        import normnumba
+
+        return normnumba
+
+    def cells_to_verify(self) -> list[Cell]:
+        from benchmarks import verify
+
+        ops = list(dict.fromkeys(cell.op for cell in self.cells()))
+        # Kernels of one more dtype compile for half a minute and more, and the tests cover the halves.
+        some = 1 if self.options.quick else len(DTYPES) if self.options.full else 2
+        dtypes = self.options.dtype or DTYPES[:some]
+        cells = verify.cells_to_verify(ops, dtypes, self.options.full)
+        if self.options.quick:
+            cells = [cell for cell in cells if cell.geometry.size <= verify.SMALL]
+        return list(dict.fromkeys([*cells, *self.cells()]))
+
     def verify(self, cells: Sequence[Cell] | None = None, save: bool = True) -> int:
         import normnumba
         from benchmarks import report, verify
         from normnumba import reference
 
         missing = {cell.op.function for cell in self.cells() if not hasattr(normnumba, cell.op.function)}
-        if cells is None:
-            ops = list(dict.fromkeys(cell.op for cell in self.cells()))
-            # Kernels of one more dtype compile for half a minute and more, and the tests cover the halves.
-            some = 1 if self.options.quick else len(DTYPES) if self.options.full else 2
-            dtypes = self.options.dtype or DTYPES[:some]
-            cells = verify.cells_to_verify(ops, dtypes, self.options.full)
-            if self.options.quick:
-                cells = [cell for cell in cells if cell.geometry.size <= verify.SMALL]
-            cells = list(dict.fromkeys([*cells, *self.cells()]))
+        cells = self.cells_to_verify() if cells is None else cells
         with self.progress("verifying", len(cells)) as step:
-            checks = verify.verify(cells, normnumba, reference, lambda cell: step(str(cell)))
+            checks = verify.verify(cells, self.library(), reference, lambda cell: step(str(cell)))
         self.failed = verify.failed_ops(checks)
         self._show_checks(checks)
         if save:
             origin = {**self.origin(), "machine": self.machine(), "full": self.options.full}
-            report.save(self.options.output / "verify.json", {**origin, "checks": [c.as_dict() for c in checks]})
+            report.save(self.options.output / self.checks_file, {**origin, "checks": [c.as_dict() for c in checks]})
         if missing:
             self.console.print(f"[red]normnumba lacks: {', '.join(sorted(missing))}.")
         if self.failed:
@@ -275,12 +287,21 @@ class Job:
     def everything(self) -> int:
         """All parts in order; a part that fails does not stop the others."""
         codes = []
-        for part in (self.check, self.verify, self.asv, self.peers, self.report):
+        for part in self.parts():
             self.console.rule(part.__name__)
             start = time.perf_counter()
             codes.append(part())
             self.console.print(f"{time.perf_counter() - start:.0f} s", style="dim")
         return max(codes)
+
+    def parts(self) -> tuple[Callable[[], int], ...]:
+        return self.check, self.verify, self.asv, self.peers, self.report
+
+    def before_timing(self) -> int:
+        """Timing alone still refuses what is wrong, by the small shapes: those take a second."""
+        from benchmarks.verify import smallest_cells
+
+        return self.verify(smallest_cells(self.cells()), save=False)
 
     # --- showing ---
 
@@ -334,12 +355,14 @@ class Job:
             self.console.print(line, markup=False, highlight=False)
 
 
-def cuda_refusal() -> str:
-    """Why `--device cuda` cannot run."""
-    import normnumba
+def cuda_refusal(part: str | None) -> str | None:
+    """Why `--device cuda` cannot run; None where it can."""
+    from benchmarks import device
 
-    reason = normnumba.backends().get("cuda") or "the benchmarks do not run there yet"
-    return f"CUDA cannot be used: {reason}. Only --device cpu can be timed."
+    if part in ("asv", "ceiling", "readme"):
+        return f"The part {part} has no --device cuda. There are check, verify, peers and report."
+    problem = device.problem()
+    return problem and f"CUDA cannot be used: {problem}. Only --device cpu can be timed here."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -353,10 +376,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     if not console.is_terminal:
         console = Console(width=140)  # a log has no width, and rich would cut the tables at 80
-    if options.device == "cuda":
-        console.print(cuda_refusal(), style="red")
-        return FAILED
     job = Job(options, console)
+    if options.device == "cuda":
+        refusal = cuda_refusal(options.part)
+        if refusal:
+            console.print(refusal, style="red", markup=False, highlight=False, soft_wrap=True)
+            return MISUSED
+        from benchmarks.device_job import DeviceJob
+
+        job = DeviceJob(options, console)
     if not job.cells():
         console.print(f"[red]No case matches. Ops: {', '.join(op.name for op in OPS)}. Dtypes: {', '.join(DTYPES)}.")
         return MISUSED
@@ -365,13 +393,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.part is None:
         code = job.everything()
     else:
-        if options.part in ("asv", "peers"):
-            # Timing alone still refuses what is wrong, by the small shapes: those take a second.
-            from benchmarks.verify import smallest_cells
-
-            code = job.verify(smallest_cells(job.cells()), save=False)
-            code = max(code, getattr(job, options.part)())
-        else:
-            code = getattr(job, options.part)()
+        code = job.before_timing() if options.part in ("asv", "peers") else DONE
+        code = max(code, getattr(job, options.part)())
     console.print(f"{time.perf_counter() - start:.0f} s", style="dim")
     return code

@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -23,7 +23,7 @@ import numpy as np
 import normnumba
 from benchmarks import ceiling, jax_peer, numpy_peer, onnx_peer, torch_peer
 from benchmarks.cases import Arguments, Op, data_of
-from benchmarks.contender import Contender, disagreement
+from benchmarks.contender import Contender, Outputs, disagreement
 from benchmarks.machine import Others, numba_threads, private_cache
 from benchmarks.measure import Call, Effort, Timing, side_by_side
 from benchmarks.selection import SMALL_BYTES, Cell, size_class
@@ -61,6 +61,10 @@ def load() -> tuple[dict[str, Prepare], dict[str, str]]:
     return {name: prepare for name, (_, prepare) in PEERS.items() if name not in missing}, missing
 
 
+def in_short(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+
+
 def large_outputs(cell: Cell, outputs: tuple[Any, ...]) -> int:
     """How many different arrays of x's size an op returned."""
     large = {id(a) for a in outputs if isinstance(a, np.ndarray) and a.size == cell.geometry.size and a.ndim > 0}
@@ -79,11 +83,13 @@ def our_calls(cell: Cell, arguments: Arguments) -> dict[str, Call]:
     return calls
 
 
-def admit(cell: Cell, arguments: Arguments, peers: dict[str, Prepare]) -> tuple[dict[str, Call], dict[str, str]]:
-    """The peers that compute the cell as the reference does, and why others do not."""
+def admit(
+    cell: Cell, arguments: Arguments, peers: dict[str, Prepare], want: Outputs | None = None
+) -> tuple[dict[str, Call], dict[str, str]]:
+    """The peers that compute the cell as the reference does, or `want` if that is at hand, and why others do not."""
     calls: dict[str, Call] = {}
     left_out: dict[str, str] = {}
-    want = cell.op(reference, arguments)
+    want = cell.op(reference, arguments) if want is None else want
     for name, prepare in peers.items():
         try:
             with warnings.catch_warnings():
@@ -93,7 +99,7 @@ def admit(cell: Cell, arguments: Arguments, peers: dict[str, Prepare]) -> tuple[
                     continue
                 problem = disagreement(cell.op, arguments, want, contender.outputs(contender.call()))
         except Exception as error:  # whatever a framework says, the others are timed
-            problem = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+            problem = in_short(error)
         if problem is None:
             calls[name] = contender.call
         else:
@@ -130,10 +136,12 @@ class Comparison:
         return {**row, "left_out": self.left_out, "others": round(disturbance, 2)}
 
 
-def against_peers(timings: dict[str, Timing]) -> dict[str, Any]:
-    """Each peer's time over ours, and which framework is the fastest."""
-    times = {name: timings[name].ratio_to(timings["ours"]) for name in (*PEERS, "numpy") if name in timings}
-    fastest = min((name for name in times if name in PEERS), key=lambda name: times[name], default=None)
+def against_peers(
+    timings: Mapping[str, Timing], frameworks: Collection[str] = tuple(PEERS), plain: str = "numpy"
+) -> dict[str, Any]:
+    """Each peer's time over ours, and which framework is the fastest; the `plain` formula is none."""
+    times = {name: timings[name].ratio_to(timings["ours"]) for name in (*frameworks, plain) if name in timings}
+    fastest = min((name for name in times if name in frameworks), key=lambda name: times[name], default=None)
     return {"times": times, "fastest_peer": fastest, "times_fastest": times[fastest] if fastest else None}
 
 
@@ -141,12 +149,7 @@ def summarize(cell: Cell, moved: int, timings: dict[str, Timing], ceiling_way: s
     """What the timings of a cell say."""
     streamed = timings.get("ours_out", timings["ours"])
     return {
-        "op": cell.op.name,
-        "family": cell.op.family,
-        "direction": cell.op.direction,
-        "geometry": str(cell.geometry),
-        "dtype": cell.dtype,
-        "x_bytes": cell.x_bytes,
+        **cell.as_dict(),
         "size": size_class(cell),
         "bytes_moved": moved,
         "transfers": moved // max(cell.x_bytes, 1),

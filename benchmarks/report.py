@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import charts, figures, history
+from benchmarks.cases import OPS
+from benchmarks.published import SOURCE
 
 TEMPLATES = Path(__file__).parent / "templates"
 SCRIPT = "plotly.min.js"
@@ -57,7 +59,27 @@ def _html(figure: Any) -> str:
     return figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False, "responsive": True})
 
 
-def render(peers: dict[str, Any] | None, checks: dict[str, Any] | None, points: list[history.Point]) -> str:
+def _on_device(cuda: dict[str, Any] | None, checks: dict[str, Any] | None) -> dict[str, Any]:
+    """What the section on GPUs shows: nothing is left unsaid that never ran on one."""
+    cases = cuda["cases"] if cuda else []
+    timed = {case["op"] for case in cases}
+    return {
+        "cuda": cuda,
+        "cuda_checks": checks,
+        "cuda_groups": _grouped(cases),
+        "cuda_columns": figures.peers_of(cases),
+        "never_on_device": [op.name for op in OPS if op.name not in timed],
+        "published": SOURCE,
+    }
+
+
+def render(
+    peers: dict[str, Any] | None,
+    checks: dict[str, Any] | None,
+    points: list[history.Point],
+    cuda: dict[str, Any] | None = None,
+    cuda_checks: dict[str, Any] | None = None,
+) -> str:
     """The page's text.
 
     Parameters
@@ -66,6 +88,8 @@ def render(peers: dict[str, Any] | None, checks: dict[str, Any] | None, points: 
         The content of peers.json and verify.json; the page says what is missing.
     points : list of history.Point
         What asv saved.
+    cuda, cuda_checks : dict, optional
+        The content of cuda.json and cuda-verify.json, which need a GPU.
     """
     import jinja2
 
@@ -96,6 +120,7 @@ def render(peers: dict[str, Any] | None, checks: dict[str, Any] | None, points: 
         ratios=_html(charts.ratios(cases)) if cases else None,
         percents=_html(charts.ceiling(streaming)) if streaming else None,
         past=_past(points),
+        **_on_device(cuda, cuda_checks),
     )
 
 
@@ -103,7 +128,9 @@ def write(folder: Path, results: Path) -> Path:
     """Write the page into `folder` from the files there and asv's `results`, and return its path."""
     import plotly.offline
 
-    page = render(load(folder / "peers.json"), load(folder / "verify.json"), history.read(results))
+    names = ("peers.json", "verify.json", "cuda.json", "cuda-verify.json")
+    peers, checks, cuda, cuda_checks = (load(folder / name) for name in names)
+    page = render(peers, checks, history.read(results), cuda, cuda_checks)
     folder.mkdir(parents=True, exist_ok=True)
     script = folder / SCRIPT
     # The same text as include_plotlyjs="directory" would load: one copy for all pages of the folder.

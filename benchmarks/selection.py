@@ -7,10 +7,11 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 import numpy as np
 
-from benchmarks.cases import DTYPES, OPS, Arguments, Geometry, Op, dtype_of
+from benchmarks.cases import DEVICE_DTYPES, DTYPES, OPS, SMALL_ON_DEVICE, Arguments, Geometry, Op, dtype_of
 from benchmarks.machine import last_level_cache
 
 MAX_CELLS = 60
@@ -51,6 +52,17 @@ class Cell:
     def x_bytes(self) -> int:
         return self.geometry.size * dtype_of(self.dtype).itemsize
 
+    def as_dict(self) -> dict[str, Any]:
+        """What the files of results call it."""
+        return {
+            "op": self.op.name,
+            "family": self.op.family,
+            "direction": self.op.direction,
+            "geometry": str(self.geometry),
+            "dtype": self.dtype,
+            "x_bytes": self.x_bytes,
+        }
+
     def arguments(self, seed: int = 0) -> Arguments:
         return self.op.arguments(self.geometry, dtype_of(self.dtype), np.random.default_rng(seed))
 
@@ -69,7 +81,7 @@ def size_class(cell: Cell) -> str:
 
 def find_cell(text: str) -> Cell:
     """The cell that `str` made `text` of."""
-    return next(cell for cell in every_cell() if str(cell) == text)
+    return next(cell for cell in (*every_cell(), *device_cells(dtypes=DEVICE_DTYPES)) if str(cell) == text)
 
 
 def by_priority(geometries: Sequence[Geometry]) -> list[Geometry]:
@@ -85,8 +97,25 @@ def _deal(ops: Sequence[Op], limit: int, per_op: int = 1 << 30, max_bytes: float
         cells = {geometry: Cell(op, geometry, DTYPES[0]) for geometry in op.shapes}
         fitting = [geometry for geometry, cell in cells.items() if cell.x_bytes <= max_bytes]
         hands.append([cells[geometry] for geometry in by_priority(fitting)][:per_op])
-    dealt = [hand[i] for i in range(max(map(len, hands), default=0)) for hand in hands if i < len(hand)][:limit]
+    dealt = _in_turn(hands)[:limit]
     return [cell for cell in every_cell(ops) if cell in set(dealt)]
+
+
+def _in_turn(hands: Sequence[Sequence[Cell]]) -> list[Cell]:
+    """The first of every hand, the second of every hand, ..."""
+    return [hand[i] for i in range(max(map(len, hands), default=0)) for hand in hands if i < len(hand)]
+
+
+def device_cells(
+    ops: Sequence[Op] = OPS, dtypes: Sequence[str] = DEVICE_DTYPES[:1], per_op: int | None = None
+) -> list[Cell]:
+    """What is timed on a CUDA device, in the order of interest: a run that is cut short has the most telling cells."""
+    return _in_turn([[Cell(op, g, dtype) for g in op.device_shapes[:per_op]] for dtype in dtypes for op in ops])
+
+
+def small_device_cells(ops: Sequence[Op] = OPS, dtypes: Sequence[str] = DEVICE_DTYPES[:2]) -> list[Cell]:
+    """Every op on shapes that take each way through the kernels for devices, and next to no time."""
+    return [Cell(op, geometry, dtype) for dtype in dtypes for op in ops for geometry in SMALL_ON_DEVICE[op.family]]
 
 
 def default_cells(ops: Sequence[Op] = OPS, others: int = 0) -> list[Cell]:

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 import normnumba
+from benchmarks import device
 from benchmarks.selection import every_cell, find_cell
 
 
@@ -43,6 +44,24 @@ class _Cells:
         self.call = prepared(cell)
 
 
+@lru_cache(maxsize=1)
+def prepared_on_device(cell: str) -> Callable[[], Any]:
+    """The same on a CUDA device, until it is done."""
+    problem = device.problem()
+    if problem is not None:
+        raise NotImplementedError(problem)
+    found, on = find_cell(cell), device.Device()
+    contender = on.ours(found.op.function, found.arguments())
+
+    def call() -> None:
+        contender.call()
+        on.synchronize()
+
+    for _ in range(3):
+        call()
+    return call
+
+
 def _of(direction: str) -> list[str]:
     return [str(cell) for cell in every_cell() if cell.op.direction == direction]
 
@@ -72,4 +91,21 @@ class Moments(_Cells):
     params = _of("moments")
 
     def time_moments(self, cell: str) -> None:
+        self.call()
+
+
+class Cuda(_Cells):
+    """On a CUDA device; asv shows n/a where there is none, or where its environment has no numba-cuda."""
+
+    params = (
+        "rms_norm_forward 16384x4096@-1 bfloat16",
+        "rms_norm_backward 16384x4096@-1 bfloat16",
+        "batch_norm_forward 64x256x56x56@1 bfloat16",
+        "batch_norm_backward 64x256x56x56@1 bfloat16",
+    )
+
+    def setup(self, cell: str) -> None:
+        self.call = prepared_on_device(cell)
+
+    def time_cuda(self, cell: str) -> None:
         self.call()

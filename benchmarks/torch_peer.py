@@ -34,14 +34,16 @@ def load(threads: int) -> None:
 # --- to tensors and back ---------------------------------------------------------------------------------------------
 
 
-def _tensor(array: np.ndarray) -> Tensor:
-    """`array` as a tensor that shares its memory."""
+def tensor_of(array: np.ndarray, device: str = "cpu") -> Tensor:
+    """`array` as a tensor, which shares its memory on the CPU."""
     if array.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16).to(device)
+    return torch.from_numpy(array).to(device)
 
 
-def _array(tensor: Tensor) -> np.ndarray:
+def array_of(tensor: Tensor) -> np.ndarray:
+    """A tensor as an array, which shares its memory on the CPU."""
+    tensor = tensor.cpu()
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     return tensor.numpy()
@@ -52,13 +54,13 @@ def _axis(a: Arguments) -> tuple[int, int]:
     return (a["axis"], -1) if "axis" in a else (a["channel_axis"], 1)
 
 
-def _given(a: Arguments) -> dict[str, Any]:
+def given_to(a: Arguments, device: str = "cpu") -> dict[str, Any]:
     """The arguments of the function in this file."""
     here, there = _axis(a)
     given = {k: v for k, v in a.items() if k not in ("axis", "channel_axis")}
     for name, array in a.items():
         if isinstance(array, np.ndarray):
-            given[name] = _tensor(array)
+            given[name] = tensor_of(array, device)
             if name in X_SIZED and array.ndim > 1:
                 given[name] = given[name].movedim(here, there)
             elif there == -1 and name in ("mean", "rstd"):
@@ -66,7 +68,7 @@ def _given(a: Arguments) -> dict[str, Any]:
     return given
 
 
-def _outputs(op: Op, a: Arguments, result: Any) -> tuple[Any, ...]:
+def outputs_of(op: Op, a: Arguments, result: Any) -> tuple[Any, ...]:
     here, there = _axis(a)
     found: list[Any] = []
     for name, value in zip(op.outputs, result if isinstance(result, tuple) else (result,), strict=False):
@@ -75,27 +77,27 @@ def _outputs(op: Op, a: Arguments, result: Any) -> tuple[Any, ...]:
                 value = value.movedim(there, here)
             elif there == -1 and name in ("mean", "rstd"):
                 value = value.squeeze(-1)
-            value = _array(value)
+            value = array_of(value)
         found.append(value)
     return (*found, *[None] * (len(op.outputs) - len(found)))
 
 
-def prepare(op: Op, arguments: Arguments) -> Contender:
+def prepare(op: Op, arguments: Arguments, device: str = "cpu") -> Contender:
     """The op as eager torch runs it."""
-    function, given = globals()[op.function], _given(arguments)
+    function, given = globals()[op.function], given_to(arguments, device)
     if op.direction == "backward" and "activation" in given:
         # Autograd has kept what went into the activation.
         forward = {k: v for k, v in given.items() if k not in ("dy", "mean", "rstd", "activation")}
         given["z"] = globals()[f"{op.family}_forward"](**forward)[0]
-    return Contender(partial(function, **given), partial(_outputs, op, arguments))
+    return Contender(partial(function, **given), partial(outputs_of, op, arguments))
 
 
-def prepare_compiled(op: Op, arguments: Arguments) -> Contender:
+def prepare_compiled(op: Op, arguments: Arguments, device: str = "cpu") -> Contender:
     """The same function through torch.compile, from exactly the op's inputs."""
     # One code object serves all shapes, and after a few of them torch would quietly go on without compiling.
     torch.compiler.reset()
     compiled = torch.compile(globals()[op.function], dynamic=False, fullgraph=True)
-    return Contender(partial(compiled, **_given(arguments)), partial(_outputs, op, arguments))
+    return Contender(partial(compiled, **given_to(arguments, device)), partial(outputs_of, op, arguments))
 
 
 # --- what several ops share ------------------------------------------------------------------------------------------

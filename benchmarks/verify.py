@@ -9,7 +9,7 @@ vanishes where few elements share a mean, so its scale is at least the largest r
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from types import ModuleType
 from typing import Any
@@ -83,12 +83,16 @@ def error_of(got: Any, want: Any, dtype: np.dtype, least: float = 1.0) -> float:
 def errors_of(cell: Cell, library: ModuleType, reference: ModuleType) -> dict[str, float]:
     """The error of every output of one cell."""
     arguments = cell.arguments()
-    want, got = cell.op(reference, arguments), cell.op(library, arguments)
-    if len(got) != len(cell.op.outputs):
-        return dict.fromkeys(cell.op.outputs, math.inf)
+    return errors_between(cell.op, arguments, cell.op(reference, arguments), cell.op(library, arguments))
+
+
+def errors_between(op: Op, arguments: Arguments, want: Sequence[Any], got: Sequence[Any]) -> dict[str, float]:
+    """The error of every output of an op."""
+    if len(got) != len(op.outputs):
+        return dict.fromkeys(op.outputs, math.inf)
     return {
         name: error_of(g, w, data_of(arguments).dtype, least_scale(name, arguments, w))
-        for name, g, w in zip(cell.op.outputs, got, want, strict=True)
+        for name, g, w in zip(op.outputs, got, want, strict=True)
     }
 
 

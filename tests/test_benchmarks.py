@@ -152,6 +152,7 @@ print(json.dumps([benchmark.name for benchmark in disc_benchmarks("benchmarks")]
         "startup.FirstCall.timeraw_compile_512x1024",
         "startup.Import.timeraw_import",
         "suite.Backward.time_backward",
+        "suite.Cuda.time_cuda",
         "suite.Forward.time_forward",
         "suite.Inference.time_inference",
         "suite.Moments.time_moments",
@@ -543,11 +544,17 @@ def test_a_dirty_tree_is_refused(tmp_path: Path) -> None:
     assert asv_run.run([], save=True, root=tmp_path) == asv_run.Outcome(False, False, message)
 
 
-def test_cuda_is_refused_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
-    from benchmarks.job import main
+def test_cuda_is_refused_with_its_reason(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.job import MISUSED, main
 
-    assert main(["peers", "--device", "cuda"]) != 0
-    assert "CUDA cannot be used" in capsys.readouterr().out
+    monkeypatch.setattr(normnumba, "backends", lambda: {"cpu": None, "cuda": "no driver."})
+    monkeypatch.setattr(job.Job, "machine", None)
+
+    for part in ([], ["verify"], ["peers"], ["report"]):
+        assert main([*part, "--device", "cuda"]) == MISUSED
+        assert capsys.readouterr().out == "CUDA cannot be used: no driver. Only --device cpu can be timed here.\n"
+    assert main(["asv", "--device", "cuda"]) == MISUSED
+    assert "asv has no --device cuda" in capsys.readouterr().out
     assert main(["peers", "--op", "no_such_op"]) != 0
 
 
@@ -676,7 +683,7 @@ def test_page_opens_offline(tmp_path: Path) -> None:
     assert "A case is compared with the fastest of torch eager, torch.compile, JAX jit." in page
     assert "Small calls, x below 64 KiB, 1 case: against torch eager 2.00x on geometric average" in page
     assert "a &lt;fast&gt; processor" in page
-    assert "no CUDA backend" in page
+    assert "never been run or timed on a device" in page
 
 
 def test_page_says_what_is_missing(tmp_path: Path) -> None:
