@@ -1,5 +1,7 @@
 """The numbers of the CUDA kernels, in the emulator: threads in lock step, poisoned memory, no access out of bounds."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,7 @@ from benchmarks.cases import DTYPES, OPS, RAGGED, Geometry, data_of
 from normnumba import reference
 from tests.helpers import (
     BY_NAME,
+    ROOT,
     arguments_of,
     assert_identical,
     assert_matches,
@@ -19,6 +22,7 @@ from tests.helpers import (
     takes_out,
     x_sized,
 )
+from tests.pretend import Torch
 from tests.test_hostile import both_ways
 from tests.tolerances import assert_close
 
@@ -234,3 +238,15 @@ def test_a_row_has_the_same_bits_alone(family, held, library, monkeypatch, rng):
     assert_identical(backward(library, alone)[:1], [backward(library, given)[0][3:4]], "dx")
     given, alone = ({k: v for k, v in g.items() if k in parameters_of(forward)} for g in (given, alone))
     assert_identical(forward(library, alone)[:1], [forward(library, given)[0][3:4]], "y")
+
+
+def test_the_example_of_the_docs(library, monkeypatch, capsys):
+    pytest.importorskip("torch")
+    (code,) = re.findall(r"```py\n(.*?)```", (ROOT / "docs" / "cuda.md").read_text(encoding="utf-8"), re.DOTALL)
+    Torch(monkeypatch)
+    for text, smaller in ((', device="cuda"', ""), ("512, 1024", "5, 64"), ("1024", "64")):
+        assert text in code
+        code = code.replace(text, smaller)
+    exec(compile(code, "<docs/cuda.md>", "exec"), {})
+    assert capsys.readouterr().out == "True torch.bfloat16 torch.float32 torch.Size([64])\n"
+    assert library.launched == {"row_forward", "row_backward", "sum_rows_of"}

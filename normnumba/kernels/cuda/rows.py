@@ -30,6 +30,12 @@ HELD_BACKWARD = 16
 HELD_OF_GROUPS = {NONE: 16, RELU: 16, GELU: 8, GELU_TANH: 8, SILU: 8}
 """The same of groups, by activation: with more, compilers leave a loop as it is, and then its array is no registers."""
 
+ROOM = 1 << 19
+"""Elements of dweight, and as many of dbias, that all teams together may have: 4 MiB of float32."""
+
+ROWS = 16
+"""Or, if that is more, as many that each team has this number of rows: an eighth of x."""
+
 SHORT = 8
 """The same of rows that take less than a warp."""
 
@@ -188,7 +194,7 @@ def add_rows_backward(
     present = WEIGHT * is_there(weight) | DSUMMED * is_there(dsummed) | SUMS * is_there(dweight)
     present |= DX * is_there(dx) | DRESIDUAL * is_there(dresidual)
     in_block = _teams(threads)
-    blocks = min(-(-rows // in_block), BLOCKS)
+    blocks = _blocks(rows, cols, in_block)
     teams = blocks * in_block
     parts = summed.new((2, teams * cols), rstd.dtype) if is_there(dweight) else NOTHING
     args = dy, dsummed, summed, mean, rstd, weight, present, rows, cols, int(center), teams
@@ -220,6 +226,12 @@ def _long_backward(
         parts, shares = gradients.parts(of_columns(1, rows, cols, cols), False, rounding)
         sum_rows(parts, shares.shares, cols, dweight, dbias)
     gradients._replace(other=dsummed).apply(sums, cols, True, dx, dresidual, summed=True)
+
+
+def _blocks(rows: int, cols: int, teams: int) -> int:
+    """Blocks of a backward, from the shape alone: few enough that their gradients of parameters take little room"""
+    room = max(ROOM // cols, rows // ROWS) // teams
+    return max(1, min(-(-rows // teams), BLOCKS, room))
 
 
 def _moments(number: types.Type, width: int, threads: int, size: int) -> Any:
