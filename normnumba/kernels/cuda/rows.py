@@ -242,11 +242,12 @@ def _moments(number: types.Type, width: int, threads: int, size: int) -> Any:
         """Of a row in registers: a pivot, what xhat = (x - pivot) * rstd - centre takes besides, and the mean"""
         lane, share = cuda.threadIdx.x * width, number(1) / number(cols)
         about, plain = number(0), number(0)
-        for k in range(size):
-            if k // width * threads * width + lane + k % width < cols:
-                about += (values[k] - first) * share
-                plain += values[k] * share
-        about, plain, _ = team_sums(about, plain, number(0))
+        if center:
+            for k in range(size):
+                if k // width * threads * width + lane + k % width < cols:
+                    about += (values[k] - first) * share
+                    plain += values[k] * share
+            about, plain, _ = team_sums(about, plain, number(0))
         pivot = first + about if center else number(0)
         scale, shift, square = number(1), number(0), number(math.inf)
         for attempt in range(2):
