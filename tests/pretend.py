@@ -138,7 +138,7 @@ class Interface:
 
         self.type = OnDevice
         monkeypatch.setattr(kind, "_owning_device", lambda address: 0)
-        monkeypatch.setattr(kind, "_synchronize", lambda stream: None)
+        monkeypatch.setattr(kind, "_synchronize", lambda stream, device: None)
         monkeypatch.setattr(kind.NumbaPlace, "_new", _new)
         monkeypatch.setattr(kind.NumbaPlace, "_view", lambda place, array: OnDevice(seen(array), array.owner))
 
@@ -184,7 +184,7 @@ class Jax:
         monkeypatch.setattr(kind.JaxPlace, "allocate", _allocate)
         monkeypatch.setattr(kind, "_exported", _by_torch)
 
-    def _wait(self, stream):
+    def _wait(self, stream, device):
         self.waits += 1
 
     def put(self, array):

@@ -219,12 +219,12 @@ def test_a_stream_other_than_that_of_x_is_waited_for(monkeypatch):
     from normnumba.device import numba
 
     waited = []
-    monkeypatch.setattr(numba, "_synchronize", waited.append)
+    monkeypatch.setattr(numba, "_synchronize", lambda stream, device: waited.append((stream, device)))
     x, weight = np.ones((2, 3), np.float32), np.ones(3, np.float32)
     normnumba.layer_norm(pretend.OnDevice(x, stream=7), pretend.OnDevice(weight, stream=7))
     assert not waited
     normnumba.layer_norm(pretend.OnDevice(x), pretend.OnDevice(weight, stream=9), pretend.OnDevice(weight, stream=1))
-    assert waited == [9]
+    assert waited == [(9, 0)]
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------

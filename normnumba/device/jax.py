@@ -67,7 +67,7 @@ class JaxPlace(Place):
         return array.handle
 
     def finish(self) -> None:
-        _synchronize(self.stream)
+        _synchronize(self.stream, self.device)
 
 
 def _exported(array: DeviceArray) -> Any:

@@ -46,7 +46,9 @@ def _owning_device(address: int) -> int:
 
 def place_of(value: Any) -> NumbaPlace:
     interface = getattr(value, "__cuda_array_interface__", {})
-    return NumbaPlace(device_of(value), _handle(interface.get("stream")), getattr(value, "stream", None))
+    numbas = type(value).__module__.partition(".")[0] in ("numba", "numba_cuda")
+    stream = getattr(value, "stream", None) if numbas else None  # what others call so may be anything
+    return NumbaPlace(device_of(value), _handle(interface.get("stream")), stream)
 
 
 def _handle(stream: int | None) -> int:
@@ -62,7 +64,7 @@ def adopt(value: Any, place: Place, name: str) -> DeviceArray:
         raise TypeError(f"{name} has a mask, which would be ignored; pass an array that is filled")
     stream = interface.get("stream")
     if stream is not None and _handle(stream) != place.stream:
-        _synchronize(_handle(stream))
+        _synchronize(_handle(stream), place.device)
     # The interface has no name for bfloat16, the dtype of the array has.
     dtype = value.dtype if isinstance(getattr(value, "dtype", None), np.dtype) else np.dtype(interface["typestr"])
     shape = tuple(interface["shape"])
@@ -71,10 +73,11 @@ def adopt(value: Any, place: Place, name: str) -> DeviceArray:
     return DeviceArray(address or 0, shape, tuple(strides), dtype, value, place, not read_only, value)
 
 
-def _synchronize(stream: int) -> None:
+def _synchronize(stream: int, device: int) -> None:
     from numba import cuda
 
-    (cuda.external_stream(stream) if stream else cuda.default_stream()).synchronize()
+    with cuda.gpus[device]:  # whose default stream it may be
+        (cuda.external_stream(stream) if stream else cuda.default_stream()).synchronize()
 
 
 def _by_dlpack(value: Any, place: Place) -> DeviceArray:
@@ -107,10 +110,6 @@ class NumbaPlace(Place):
         super().__init__(device, stream)
         self.bound = bound
         """numba's object for the stream, if the array had one."""
-
-    def allocate(self, nbytes: int) -> tuple[int, Any]:
-        memory = self._new((nbytes,), (1,), np.dtype(np.uint8))
-        return memory.device_ctypes_pointer.value or 0, memory
 
     def empty(self, shape: Shape, strides: Shape, dtype: np.dtype[Any]) -> DeviceArray:
         array = self._new(shape, strides, dtype)

@@ -71,10 +71,6 @@ class TorchPlace(Place):
         super().__init__(device, stream)
         self.where = where
 
-    def allocate(self, nbytes: int) -> tuple[int, Any]:
-        memory = torch.empty(nbytes, dtype=torch.uint8, device=self.where)
-        return memory.data_ptr(), memory
-
     def empty(self, shape: Shape, strides: Shape, dtype: np.dtype[Any]) -> DeviceArray:
         steps = [n // dtype.itemsize for n in strides]
         tensor = torch.empty_strided(shape, steps, dtype=_TORCH_DTYPES[dtype], device=self.where)

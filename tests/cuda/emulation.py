@@ -83,7 +83,8 @@ def _argument(kind, value):
         return _pointer(value)
     if isinstance(kind, types.Float):
         return np.dtype(kind.name).type(value)
-    assert type(value) in (int, tuple), f"{value!r} for {kind}: a launch would read bytes that are not there"
+    whole = value if isinstance(value, tuple) else (value,)
+    assert {*map(type, whole)} == {int}, f"{value!r} for {kind}: a launch would read bytes that are not there"
     return value
 
 
@@ -153,7 +154,7 @@ def shrink(monkeypatch):
         (rows, "BLOCK", 32),
         (rows, "BLOCKS", 2),
         (merging, "WARPS", 2),
-        (merging, "ROWS", 2),
+        (merging, "SHARING", 2),
     ):
         monkeypatch.setattr(module, name, value)
 

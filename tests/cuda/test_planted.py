@@ -57,7 +57,7 @@ PLANTED = {
         ("layer_norm_forward", Geometry((35, 33), -1), 1, "AssertionError"),
     ),
     "a share that begins where another does": (
-        ("moments", "        own, stop = line + cuda", "        own, stop = unit * every + cuda"),
+        ("moments", "        own, stop = line + cuda", "        own, stop = last - spacing + cuda"),
         ("batch_norm_forward", CHANNELS, 1, "AssertionError"),
     ),
     "a merge that forgets parts": (

@@ -9,10 +9,11 @@ import numpy as np
 from .. import BATCH, CONSTANT, GIVEN
 from .elementwise import normalize_lines
 from .geometry import Lines, of_channels, of_columns
-from .launching import NOTHING, is_there
+from .launching import NOTHING, accumulator, is_there
 from .merging import merge_moments, merge_parameters, prepare
 from .moments import moments_of
-from .pipeline import Gradients, accumulator
+from .pipeline import Gradients
+from .sharing import Rule
 
 
 def channels_forward(
@@ -147,8 +148,8 @@ def batch_backward(
         unit_sums, deltas = gradients.merged(parts, shares, weight if view.width > 1 else NOTHING, terms == BATCH, sums)
         if view.width > 1:
             each = shares.shares * view.length
-            of_columns_ = shares._replace(rule=(view.length, each, 1, 0, view.length, 1))
-            merge_parameters(parts, of_columns_, 1, 0, deltas, view.units, view.width, sums[1], sums[0])
+            of_each = shares._replace(rule=Rule(view.length, each, 1, 0, view.length, 1))
+            merge_parameters(parts, of_each, 1, 0, deltas, view.units, view.width, sums[1], sums[0])
     if is_there(dx) or is_there(dresidual):
         taken = NOTHING if terms == CONSTANT else unit_sums
         gradients.apply(taken, count, view.width > 1, dx, dresidual, mask=mask)

@@ -31,9 +31,6 @@ def fill(target: Any, value: float) -> None:
 def _walk(source: Any, strides: tuple[int, ...], dtype: np.dtype, value: float, target: Any) -> None:
     if not target.size:
         return
-    for array in (target,) if source is NOTHING else (source, target):
-        if array.address % array.dtype.itemsize:
-            raise ValueError(f"an array of {array.dtype} must begin at a multiple of {array.dtype.itemsize} bytes")
     axes = _merged(target, strides, dtype.itemsize)
     blocks = min(-(-target.size // THREADS), 1 << 20)
     args = source, float(value), target.size, *axes, target

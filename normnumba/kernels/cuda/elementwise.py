@@ -9,14 +9,28 @@ from numba import cuda, types
 
 from .activations import activating
 from .geometry import MASK_RULE, RULE, Lines, counts, indexing
-from .launching import LARGEST_GRID, is_there, launch, number_of, pointers, power_of_two, variants, width_of
+from .launching import (
+    BIAS,
+    DRESIDUAL,
+    DX,
+    LARGEST_GRID,
+    OTHER,
+    ROUNDING,
+    SUMS,
+    WEIGHT,
+    WEIGHTED,
+    is_there,
+    launch,
+    number_of,
+    pointers,
+    power_of_two,
+    variants,
+    width_of,
+)
 from .lowlevel import LOADS, STORES, rounded
 
 THREADS = 128
 """Threads of a block."""
-
-WEIGHT, BIAS, OTHER, DX, DRESIDUAL, SUMS, WEIGHTED = 1, 2, 4, 8, 16, 32, 64
-"""Bits of `present`: a kernel cannot tell a null pointer."""
 
 
 def normalize_lines(
@@ -33,8 +47,8 @@ def normalize_lines(
     """y = activation(xhat * weight + bias + residual) with xhat = (x - pivot) * rstd - centre."""
     width = width_of(view.length, x, residual, y)
     kernel = normalize(x.dtype, y.dtype, number_of(x.dtype), width, *view.kind, activation)
-    present = WEIGHT * is_there(weight) | BIAS * is_there(bias) | OTHER * is_there(residual)
-    args = x, residual, coefficients, view.units, weight, bias, present, int(rounding), view.rule, y
+    present = WEIGHT * is_there(weight) | BIAS * is_there(bias) | OTHER * is_there(residual) | ROUNDING * rounding
+    args = x, residual, coefficients, view.units, weight, bias, present, view.rule, y
     launch(kernel, *_shape(view, width), x.place, *args)
 
 
@@ -51,9 +65,9 @@ def normalize(data, result, number, width, index, varying, along, activation):
     """`normalize_lines`"""
     load_vector, store_vector = LOADS[width], STORES[width]
     begin, place = indexing(index, varying, along)
-    activate = activating(activation, number)[0] if activation else None
+    activate, z_of = activating(activation, number)[0] if activation else None, affine(number)
 
-    def kernel(x, residual, coefficients, units, weight, bias, present, rounding, rule, y):
+    def kernel(x, residual, coefficients, units, weight, bias, present, rule, y):
         line = types.int64(cuda.blockIdx.x) * cuda.blockDim.y + cuda.threadIdx.y
         if line >= rule[0]:
             return
@@ -66,10 +80,10 @@ def normalize(data, result, number, width, index, varying, along, activation):
                 load_vector(residual, line * length + m, more, 0)
             for j in range(width):
                 u, w = place(begun, m + j, rule)
-                xhat = (values[j] - coefficients[u]) * coefficients[units + u] - coefficients[2 * units + u]
-                if rounding:
+                xhat = xhat_of(values[j], u, coefficients, units)
+                if present & ROUNDING:
                     xhat = number(rounded(y, xhat))
-                z = xhat * (weight[w] if present & WEIGHT else number(1)) + (bias[w] if present & BIAS else number(0))
+                z = z_of(xhat, w, weight, bias, present)
                 if present & OTHER:
                     z += more[j]
                 values[j] = activate(z) if activation else z
@@ -77,7 +91,7 @@ def normalize(data, result, number, width, index, varying, along, activation):
             m += types.int64(cuda.gridDim.y) * cuda.blockDim.x * width
 
     vector = types.CPointer(number)
-    inputs = (*pointers(data, data), vector, types.int64, vector, vector, types.int64, types.int64, RULE)
+    inputs = (*pointers(data, data), vector, types.int64, vector, vector, types.int64, RULE)
     return kernel, (*inputs, *pointers(result)), THREADS
 
 
@@ -113,19 +127,35 @@ def differentiate_lines(
     launch(kernel, *_shape(view, width), x.place, *args, mask, view.mask_rule, view.rule, dx, dresidual)
 
 
+@cuda.jit(device=True)
+def xhat_of(value, u, coefficients, units):
+    """The normalized value of an element of unit u"""
+    return (value - coefficients[u]) * coefficients[units + u] - coefficients[2 * units + u]
+
+
+@functools.cache
+def affine(number: types.Type) -> Any:
+    """A device function: z = xhat * weight + bias."""
+
+    @cuda.jit(device=True)
+    def z_of(xhat, w, weight, bias, present):
+        scale = weight[w] if present & WEIGHT else number(1)
+        return xhat * scale + (bias[w] if present & BIAS else number(0))
+
+    return z_of
+
+
 @functools.cache
 def backward_terms(number: types.Type, activation: int) -> Any:
     """A device function: dz, xhat, rstd and weight of an element."""
-    derivative = activating(activation, number)[1] if activation else None
+    derivative, z_of = activating(activation, number)[1] if activation else None, affine(number)
 
     @cuda.jit(device=True)
     def terms(g, value, more, u, w, coefficients, units, weight, bias, present):
-        rstd = coefficients[units + u]
-        xhat = (value - coefficients[u]) * rstd - coefficients[2 * units + u]
-        scale = weight[w] if present & WEIGHT else number(1)
+        xhat = xhat_of(value, u, coefficients, units)
         if activation:
-            g *= derivative(xhat * scale + (bias[w] if present & BIAS else number(0)) + more)
-        return g, xhat, rstd, scale
+            g *= derivative(z_of(xhat, w, weight, bias, present) + more)
+        return g, xhat, coefficients[units + u], weight[w] if present & WEIGHT else number(1)
 
     return terms
 
@@ -143,11 +173,9 @@ def differentiate(given, data, number, width, index, varying, along, activation,
         line = types.int64(cuda.blockIdx.x) * cuda.blockDim.y + cuda.threadIdx.y
         if line >= rule[0]:
             return
-        values, grads, more = (
-            cuda.local.array(width, number),
-            cuda.local.array(width, number),
-            cuda.local.array(width, number),
-        )
+        values = cuda.local.array(width, number)
+        grads = cuda.local.array(width, number)
+        more = cuda.local.array(width, number)
         begun, length = begin(line, rule), rule[1]
         m = (types.int64(cuda.blockIdx.y) * cuda.blockDim.x + cuda.threadIdx.x) * width
         while m < length:

@@ -18,21 +18,21 @@ class Lines(NamedTuple):
 
     lines: int
     length: int
-    every: int
-    cycle: int
-    stride: int
-    width: int
-    channels: int
-    mask_every: int
-    mask_stride: int
-    mask_step: int
-    varying: bool
-    along: bool
-    samples: int
+    every: int = 1
+    cycle: int = 1
+    stride: int = 1
+    width: int = 1
+    channels: int = 1
+    mask_every: int = 1
+    mask_stride: int = 0
+    mask_step: int = 0
+    varying: bool = False
+    along: bool = False
+    samples: int = 0
     """Where statistics run across lines, how often; 0 where they run along lines."""
-    units: int
-    groups: int
-    """Units that a sample has."""
+    units: int = 1
+    groups: int = 1
+    """Units that a sample has, where they run across lines."""
 
     @property
     def count(self) -> int:
@@ -64,7 +64,7 @@ RULE, MASK_RULE = types.UniTuple(types.int64, 7), types.UniTuple(types.int64, 3)
 def indexing(index: types.Type, varying: int, along: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Two device functions: what all of a line shares, and the unit and parameter of an element.
 
-    Lines are divided in 32 bits where they can be: that takes a fifth of the instructions.
+    Lines are divided in 32 bits where they can be: a division in 64 takes some hundred instructions.
     """
 
     @cuda.jit(device=True)
@@ -94,30 +94,29 @@ def counts(mask, line, m, rule):
 
 def of_rows(rows: int, cols: int) -> Lines:
     """(R, C)"""
-    return Lines(rows, cols, 1, rows, 1, 1, 1, 1, 0, 0, False, True, 0, rows, rows)
+    return Lines(rows, cols, cycle=rows, along=True, units=rows)
 
 
 def of_strips(outer: int, channels: int, inner: int) -> Lines:
     """(O, C, I), statistics over C"""
-    units = outer * inner
-    return Lines(
-        outer * channels, inner, channels, outer, inner, 1, channels, 1, 0, 0, True, False, outer, units, inner
-    )
+    rules = {"every": channels, "cycle": outer, "stride": inner, "varying": True, "channels": channels}
+    return Lines(outer * channels, inner, **rules, samples=outer, units=outer * inner, groups=inner)
 
 
 def of_channels(outer: int, channels: int, inner: int) -> Lines:
     """(O, C, I), statistics over O and I"""
-    lines = outer * channels
-    return Lines(lines, inner, 1, channels, 1, 1, channels, channels, inner, 1, False, False, 0, channels, channels)
+    mask = {"mask_every": channels, "mask_stride": inner, "mask_step": 1}
+    return Lines(outer * channels, inner, cycle=channels, channels=channels, units=channels, **mask)
 
 
 def of_groups(samples: int, groups: int, width: int, size: int) -> Lines:
     """(N, G, K, S), statistics over K and S"""
     channels, units = groups * width, samples * groups
-    return Lines(samples * channels, size, width, units, 1, 1, channels, 1, 0, 0, False, False, 0, units, groups)
+    return Lines(samples * channels, size, every=width, cycle=units, channels=channels, units=units)
 
 
 def of_columns(outer: int, size: int, channels: int, groups: int) -> Lines:
     """(O, S, C), statistics over S and C / G"""
+    rules = {"every": size, "cycle": outer, "stride": groups, "width": channels // groups, "varying": True}
     lines, units = outer * size, outer * groups
-    return Lines(lines, channels, size, outer, groups, channels // groups, 1, 1, 1, 0, True, True, outer, units, groups)
+    return Lines(lines, channels, **rules, along=True, mask_stride=1, samples=outer, units=units, groups=groups)

@@ -9,6 +9,7 @@ from .launching import NOTHING, is_there
 from .merging import merge_parameters
 from .pipeline import Gradients, forward, prepared
 from .rows import normalize_short
+from .sharing import Rule
 
 
 def groups_forward(x: Any, weight: Any, bias: Any, eps: float, activation: int, y: Any, mean: Any, rstd: Any) -> None:
@@ -35,9 +36,9 @@ def groups_backward(
     gradients = Gradients(view, dy, x, NOTHING, prepared(view, x, mean, rstd), weight, bias, activation).recentred()
     parts, shares = gradients.parts(of_rows(samples * channels, size), False)
     each = shares.shares
-    of_units = shares._replace(rule=(groups, channels * each, width * each, each, 1, width))
+    of_units = shares._replace(rule=Rule(groups, channels * each, width * each, each, 1, width))
     sums, deltas = gradients.merged(parts, of_units, weight)
     if is_there(dweight):
-        of_channels_ = shares._replace(rule=(channels, 0, each, 0, 1, 1))
-        merge_parameters(parts, of_channels_, samples, channels * each, deltas, groups, width, dweight, dbias)
+        of_channels = shares._replace(rule=Rule(channels, 0, each, 0, 1, 1))
+        merge_parameters(parts, of_channels, samples, channels * each, deltas, groups, width, dweight, dbias)
     gradients.apply(sums, view.count, True, dx)

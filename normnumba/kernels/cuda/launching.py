@@ -18,6 +18,17 @@ LARGEST_GRID = 65535
 
 WARP = 32
 
+WEIGHT, BIAS, OTHER, DX, DRESIDUAL, PARTS, MEAN, RSTD, STATS, SUMS = (1 << k for k in range(10))
+"""Bits of a kernel's `present`, which says what is there: a kernel cannot tell a null pointer.
+
+`other` is a residual or dsummed, SUMS are given, and PARTS, of the gradients of parameters, are wanted.
+"""
+
+WEIGHTED, ROUNDING, RECENTRE, PINNED, SQUARED = (1 << k for k in range(10, 15))
+"""More of them: sums have the weight in them; xhat is rounded to x's type; xhat is centred again; the mean is 0; a
+variance is given and not rstd.
+"""
+
 REGISTERS = 65536
 """Of a multiprocessor."""
 
@@ -61,11 +72,15 @@ def variants(source: Callable[..., Any]) -> Callable[..., Kernel]:
 
 def launch(kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], place: Any, *args: Any) -> None:
     """Run a kernel on the stream of a place. Arrays become pointers, those on the host null pointers."""
+    for kind, a in zip(kernel.signature, args, strict=True):
+        if type(kind) is types.CPointer and is_there(a) and a.address % a.dtype.itemsize:
+            what = f"an array of shape {a.shape} begins at an address that is no multiple of its elements'"
+            raise ValueError(f"{what} {a.dtype.itemsize} bytes, which devices cannot read; copy it")
     run(kernel, grid, block, place, args)
 
 
 def run(kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], place: Any, args: tuple[Any, ...]) -> None:
-    """Run it on a device."""
+    """Run it on a device: what tests put the emulator in the place of."""
     numbers = [_address(a) if type(t) is types.CPointer else a for t, a in zip(kernel.signature, args, strict=True)]
     with cuda.gpus[place.device]:
         # not through an indexed dispatcher, which warns of small grids and keeps streams alive
@@ -122,6 +137,11 @@ def _compiled(kernel: Kernel) -> Any:
 def number_of(dtype: np.dtype) -> types.Type:
     """The numba type that elements of a dtype are computed in."""
     return types.float64 if dtype.itemsize == 8 else types.float32
+
+
+def accumulator(dtype: np.dtype) -> np.dtype:
+    """The dtype that elements of a dtype are computed in."""
+    return np.dtype(np.float64 if dtype.itemsize == 8 else np.float32)
 
 
 def pointers(*dtypes: np.dtype) -> tuple[types.Type, ...]:

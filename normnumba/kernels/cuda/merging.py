@@ -12,8 +12,22 @@ from typing import Any
 
 from numba import cuda, types
 
-from .launching import WARP, is_there, launch, number_of, pointers, variants
-from .reductions import combining, not_negative, summing
+from .launching import (
+    MEAN,
+    PINNED,
+    RECENTRE,
+    RSTD,
+    SQUARED,
+    STATS,
+    WARP,
+    WEIGHT,
+    is_there,
+    launch,
+    number_of,
+    pointers,
+    variants,
+)
+from .reductions import combining, merging_lanes, not_negative, summing
 from .sharing import Shares
 
 WARPS = 4
@@ -22,13 +36,13 @@ WARPS = 4
 THREADS = 128
 """Units of a block that takes a thread for each."""
 
+SHARING = 16
+"""Threads that share a column."""
+
 PARTS = types.UniTuple(types.int64, 6)
 """The type of the rule of `Shares`."""
 
-MEAN, RSTD, STATS, RECENTRE, WEIGHT, PINNED, SQUARED = 1, 2, 4, 8, 16, 32, 64
-"""Bits of `present`."""
-
-FLOAT64 = types.CPointer(types.float64)
+DOUBLES = types.CPointer(types.float64)
 
 
 def _shape(units: int) -> tuple[tuple[int], tuple[int, int]]:
@@ -38,7 +52,7 @@ def _shape(units: int) -> tuple[tuple[int], tuple[int, int]]:
 @cuda.jit(device=True)
 def _at(unit, rule):
     """Where the parts of a unit begin"""
-    groups, sample, group = rule[0], rule[1], rule[2]
+    groups, sample, group, _, _, _ = rule
     return unit // groups * sample + unit % groups * group
 
 
@@ -77,50 +91,57 @@ def merge_moments(
 @variants
 def merge_moments_of(number):
     """`merge_moments`"""
-    combine, write_coefficients = combining(types.float64), _writing(number)
+    combine, in_warp = combining(types.float64), merging_lanes(WARP, types.float64)
+    write_coefficients, wide = _writing(number), number is types.float64
 
     @cuda.jit(device=True)
-    def collect(parts, total, shares, rule, unit):
-        """A value near the mean, the mean less that, and the variance of a warp's parts, right in its first lane"""
-        inner, share, members = rule[3], rule[4], rule[5]
+    def smallest_scale(parts, total, shares, rule, unit):
+        """What keeps squares of all parts finite; in float64, those of float32 are"""
+        scale, k = 1.0, types.int64(0)
+        while k < (shares * rule[5] if wide else 0):
+            part = _at(unit, rule) + k // shares * rule[3] + k % shares * rule[4]
+            scale = min(scale, parts[4 * total + part])
+            k += 1
+        return scale
+
+    @cuda.jit(device=True)
+    def collect(parts, total, shares, rule, unit, scale):
+        """A value near the mean; the mean less that, and the variance, scaled: right in a warp's first lane"""
+        _, _, _, member, step, members = rule
         base = types.float64(parts[total + _at(unit, rule)])
         count, mean, squares, k = 0.0, 0.0, 0.0, types.int64(cuda.threadIdx.x)
         while k < shares * members:
-            part = _at(unit, rule) + k // shares * inner + k % shares * share
-            scale = types.float64(parts[4 * total + part])
-            about = types.float64(parts[total + part]) - base + types.float64(parts[2 * total + part]) / scale
-            spread = types.float64(parts[3 * total + part]) / scale / scale
+            part = _at(unit, rule) + k // shares * member + k % shares * step
+            ratio = scale / types.float64(parts[4 * total + part])
+            about = (types.float64(parts[total + part]) - base) * scale + types.float64(parts[2 * total + part]) * ratio
+            spread = types.float64(parts[3 * total + part]) * ratio * ratio
             count, mean, squares = combine(count, mean, squares, types.float64(parts[part]), about, spread)
             k += WARP
-        offset = WARP // 2
-        while offset:
-            other = cuda.shfl_xor_sync(0xFFFFFFFF, count, offset)
-            other_mean = cuda.shfl_xor_sync(0xFFFFFFFF, mean, offset)
-            other_squares = cuda.shfl_xor_sync(0xFFFFFFFF, squares, offset)
-            count, mean, squares = combine(count, mean, squares, other, other_mean, other_squares)
-            offset >>= 1
+        count, mean, squares = in_warp(count, mean, squares)
         return base if count > 0 else 0.0, mean, not_negative(squares / count) if count > 0 else 0.0
 
     def kernel(parts, total, shares, rule, units, eps, present, coefficients, mean, rstd, stats):
         unit = types.int64(cuda.blockIdx.x) * WARPS + cuda.threadIdx.y
         if unit >= units:
             return
-        base, average, var = collect(parts, total, shares, rule, unit)
+        scale = smallest_scale(parts, total, shares, rule, unit)
+        base, average, var = collect(parts, total, shares, rule, unit, scale)
         if present & PINNED:
-            base, average, var = 0.0, 0.0, var + (base + average) * (base + average)
+            var += (base * scale + average) * (base * scale + average)
+            base, average = 0.0, 0.0
         if cuda.threadIdx.x == 0:
-            r = 1.0 / math.sqrt(var + eps)
+            average, r = average / scale, scale / math.sqrt(var + eps * scale * scale)
             write_coefficients(coefficients, units, unit, base, average, r)
             if present & MEAN:
                 mean[unit] = number(base + average)
             if present & RSTD:
                 rstd[unit] = number(r)
             if present & STATS:
-                stats[unit], stats[units + unit] = base + average, var
+                stats[unit], stats[units + unit] = base + average, var / scale / scale
 
     vector = types.CPointer(number)
     inputs = vector, types.int64, types.int64, PARTS, types.int64, types.float64, types.int64
-    return kernel, (*inputs, vector, vector, vector, FLOAT64), WARP * WARPS
+    return kernel, (*inputs, vector, vector, vector, DOUBLES), WARP * WARPS
 
 
 def prepare(mean: Any, second: Any, eps: float, squared: bool, coefficients: Any, means: Any, rstds: Any) -> None:
@@ -195,10 +216,11 @@ def merge_sums_of(number):
         unit, k = types.int64(cuda.blockIdx.x) * WARPS + cuda.threadIdx.y, types.int64(cuda.threadIdx.x)
         if unit >= units:
             return
-        members, sum_g, sum_gt, sum_t = rule[5], 0.0, 0.0, 0.0
+        groups, _, _, member, step, members = rule
+        sum_g, sum_gt, sum_t = 0.0, 0.0, 0.0
         while k < shares * members:
-            part = _at(unit, rule) + k // shares * rule[3] + k % shares * rule[4]
-            w = types.float64(weight[unit % rule[0] * members + k // shares] if present & WEIGHT else number(1))
+            part = _at(unit, rule) + k // shares * member + k % shares * step
+            w = types.float64(weight[unit % groups * members + k // shares] if present & WEIGHT else number(1))
             sum_g += types.float64(parts[part]) * w
             sum_gt += types.float64(parts[total + part]) * w
             sum_t += types.float64(parts[2 * total + part])
@@ -213,7 +235,7 @@ def merge_sums_of(number):
 
     vector = types.CPointer(number)
     inputs = vector, types.int64, types.int64, PARTS, types.int64, types.float64, vector, types.int64
-    return kernel, (*inputs, vector, FLOAT64, FLOAT64), WARP * WARPS
+    return kernel, (*inputs, vector, DOUBLES, DOUBLES), WARP * WARPS
 
 
 def merge_parameters(
@@ -270,17 +292,13 @@ def merge_parameters_of(number, result):
 
     integers = types.int64, types.int64, PARTS, types.int64, types.int64
     outputs = pointers(result, result)
-    return kernel, (types.CPointer(number), *integers, FLOAT64, *(types.int64,) * 4, *outputs), WARP * WARPS
+    return kernel, (types.CPointer(number), *integers, DOUBLES, *(types.int64,) * 4, *outputs), WARP * WARPS
 
 
 def sum_rows(parts: Any, rows: int, cols: int, dweight: Any, dbias: Any) -> None:
     """dbias and dweight as the sums of the columns of parts (2 or 3, rows, cols)."""
-    kernel, block = sum_rows_of(number_of(parts.dtype), ROWS), (WARP, ROWS)
+    kernel, block = sum_rows_of(number_of(parts.dtype), SHARING), (WARP, SHARING)
     launch(kernel, (-(-cols // WARP),), block, parts.place, parts, rows, cols, dweight, dbias)
-
-
-ROWS = 16
-"""Threads that share a column."""
 
 
 @variants

@@ -15,7 +15,7 @@ from . import sharing
 from .geometry import MASK_RULE, Lines, counts
 from .launching import is_there, launch, number_of, pointers, variants, width_of
 from .lowlevel import LOADS, load
-from .reductions import TINY, combining, merging, not_negative, summing
+from .reductions import TINY, combining, merging_block, not_negative, summing
 
 QUANTITIES = 5
 
@@ -33,7 +33,7 @@ def moments_of(view: Lines, x: Any, mask: Any) -> tuple[Any, sharing.Shares]:
 @variants
 def moments_along(data, number, width, threads, masked):
     """A block for each part."""
-    load_vector, merge, tiny = LOADS[width], merging(threads, number), TINY[number]
+    load_vector, merge, tiny = LOADS[width], merging_block(threads, number), TINY[number]
 
     @cuda.jit(device=True)
     def collect(x, mask, mask_rule, length, spacing, line, last, begin, stop, first, scale):
@@ -58,9 +58,7 @@ def moments_along(data, number, width, threads, masked):
         return count, about + shift * share, not_negative(square - shift * shift * share)
 
     def kernel(x, mask, mask_rule, length, every, spacing, members, step, parts, total):
-        unit, run, begin = types.int64(cuda.blockIdx.x), types.int64(cuda.blockIdx.y), cuda.blockIdx.z * step
-        line = unit * every + members * run // cuda.gridDim.y * spacing
-        last = unit * every + members * (run + 1) // cuda.gridDim.y * spacing
+        line, last, begin, part = sharing.part_along(every, spacing, members, step)
         own, stop = line + cuda.threadIdx.y * spacing, min(begin + step, length)
         first, scale = number(load(x, line * length + begin)), number(1)
         count, mean, squares = number(0), number(0), number(math.inf)
@@ -71,7 +69,6 @@ def moments_along(data, number, width, threads, masked):
                 args = length, spacing, own, last, begin, stop, first, scale
                 count, mean, squares = merge(*collect(x, mask, mask_rule, *args))
         if cuda.threadIdx.x == 0 and cuda.threadIdx.y == 0:
-            part = (unit * cuda.gridDim.y + run) * cuda.gridDim.z + cuda.blockIdx.z
             write_part(parts, total, part, count, first, mean, squares, scale)
 
     integers = (types.int64,) * 5
@@ -90,11 +87,8 @@ def _inputs(data: Any) -> tuple[types.Type, ...]:
     return *pointers(data), types.CPointer(types.uint8), MASK_RULE
 
 
-@variants
-def moments_across(data, number, width, threads, masked):
-    """A part for each column of a tile; the rows of threads take every so many lines, and are merged in order."""
-    load_vector, combine, tiny = LOADS[width], combining(number), TINY[number]
-    rows, columns, warp_sums = threads // sharing.TILE, sharing.TILE * width, summing(sharing.TILE, types.int32, 2)
+def _collecting_across(number: types.Type, width: int, rows: int, masked: bool) -> Any:
+    load_vector = LOADS[width]
 
     @cuda.jit(device=True)
     def collect(x, mask, mask_rule, length, line, last, column, first, scale, mean, squares):
@@ -119,6 +113,13 @@ def moments_across(data, number, width, threads, masked):
             squares[j] = not_negative(squares[j] - mean[j] * mean[j] * share)
             mean[j] = about[j] + mean[j] * share
         return count
+
+    return collect
+
+
+def _merging_across(number: types.Type, width: int, rows: int) -> Any:
+    combine, columns = combining(number), sharing.TILE * width
+    warp_sums = summing(sharing.TILE, types.int32, 2)
 
     @cuda.jit(device=True)
     def merge(count, mean, squares):
@@ -147,16 +148,20 @@ def moments_across(data, number, width, threads, masked):
         cuda.syncthreads()
         return finite[0], count
 
+    return merge
+
+
+@variants
+def moments_across(data, number, width, threads, masked):
+    """A part for each column of a tile; the rows of threads take every so many lines, and are merged in order."""
+    load_vector, tiny, rows = LOADS[width], TINY[number], threads // sharing.TILE
+    collect, merge = _collecting_across(number, width, rows, masked), _merging_across(number, width, rows)
+
     def kernel(x, mask, mask_rule, length, lines, tiles, parts, total):
-        sample, share = types.int64(cuda.blockIdx.x) // tiles, types.int64(cuda.blockIdx.y)
-        column = (cuda.blockIdx.x % tiles * sharing.TILE + cuda.threadIdx.x) * width
-        begin = sample * lines + lines * share // cuda.gridDim.y
-        last = sample * lines + lines * (share + 1) // cuda.gridDim.y
-        first, mean, squares = (
-            cuda.local.array(width, number),
-            cuda.local.array(width, number),
-            cuda.local.array(width, number),
-        )
+        begin, last, column, part = sharing.part_across(length, lines, tiles, width)
+        first = cuda.local.array(width, number)
+        mean = cuda.local.array(width, number)
+        squares = cuda.local.array(width, number)
         for j in range(width):
             first[j] = number(0)
         if column < length:
@@ -171,7 +176,6 @@ def moments_across(data, number, width, threads, masked):
                 count = collect(x, mask, mask_rule, length, line, last, column, first, scale, mean, squares)
                 finite, count = merge(count, mean, squares)
         if cuda.threadIdx.y == 0 and column < length:
-            part = (sample * cuda.gridDim.y + share) * length + column
             for j in range(width):
                 write_part(parts, total, part + j, count, first[j], mean[j], squares[j], scale)
 

@@ -41,11 +41,6 @@ def forward(
     normalize_lines(view, x, NOTHING, coefficients, weight, bias, rounding, activation, y)
 
 
-def accumulator(dtype: np.dtype) -> np.dtype:
-    """The dtype that elements are computed in."""
-    return np.dtype(np.float64 if dtype.itemsize == 8 else np.float32)
-
-
 def prepared(view: Lines, x: Any, mean: Any, rstd: Any) -> Any:
     """The coefficients of the statistics that a forward returned."""
     coefficients = x.new((3, view.units), rstd.dtype)

@@ -11,16 +11,25 @@ from typing import Any
 from numba import cuda, types
 
 from . import sharing
-from .elementwise import BIAS, OTHER, WEIGHT, WEIGHTED, backward_terms
+from .elementwise import backward_terms
 from .geometry import RULE, Lines, indexing
-from .launching import is_there, launch, number_of, pointers, variants, width_of
+from .launching import (
+    BIAS,
+    OTHER,
+    ROUNDING,
+    WEIGHT,
+    WEIGHTED,
+    is_there,
+    launch,
+    number_of,
+    pointers,
+    variants,
+    width_of,
+)
 from .lowlevel import LOADS, rounded
 from .reductions import summing
 
 QUANTITIES = 3
-
-ROUNDING = 128
-"""A bit of `present`: xhat is rounded to x's type."""
 
 
 def products_of(
@@ -97,15 +106,12 @@ def products_along(given, data, number, width, threads, index, varying, along, a
         parts,
         total,
     ):
-        unit, run, begin = types.int64(cuda.blockIdx.x), types.int64(cuda.blockIdx.y), cuda.blockIdx.z * step
-        line = unit * every + (members * run // cuda.gridDim.y + cuda.threadIdx.y) * spacing
-        last = unit * every + members * (run + 1) // cuda.gridDim.y * spacing
+        line, last, begin, part = sharing.part_along(every, spacing, members, step)
+        line += cuda.threadIdx.y * spacing
         stop, arrays = min(begin + step, length), (dy, x, residual, coefficients, weight, bias)
-        grads, values, more = (
-            cuda.local.array(width, number),
-            cuda.local.array(width, number),
-            cuda.local.array(width, number),
-        )
+        grads = cuda.local.array(width, number)
+        values = cuda.local.array(width, number)
+        more = cuda.local.array(width, number)
         sum_g, sum_gt, sum_t = number(0), number(0), number(0)
         while line < last:
             m = begin + cuda.threadIdx.x * width
@@ -119,7 +125,6 @@ def products_along(given, data, number, width, threads, index, varying, along, a
             line += cuda.blockDim.y * spacing
         sum_g, sum_gt, sum_t = team_sums(sum_g, sum_gt, sum_t)
         if cuda.threadIdx.x == 0 and cuda.threadIdx.y == 0:
-            part = (unit * cuda.gridDim.y + run) * cuda.gridDim.z + cuda.blockIdx.z
             parts[part], parts[total + part], parts[2 * total + part] = sum_g, sum_gt, sum_t
 
     return kernel, (*_inputs(given, data, number), *(types.int64,) * 5, types.CPointer(number), types.int64), threads
@@ -154,18 +159,12 @@ def products_across(given, data, number, width, threads, index, varying, along, 
                     parts[k * total + part + j] = value
 
     def kernel(dy, x, residual, coefficients, units, weight, bias, present, rule, length, lines, tiles, parts, total):
-        sample, share = types.int64(cuda.blockIdx.x) // tiles, types.int64(cuda.blockIdx.y)
-        column = (cuda.blockIdx.x % tiles * sharing.TILE + cuda.threadIdx.x) * width
-        line = sample * lines + lines * share // cuda.gridDim.y + cuda.threadIdx.y
-        last, arrays = (
-            sample * lines + lines * (share + 1) // cuda.gridDim.y,
-            (dy, x, residual, coefficients, weight, bias),
-        )
-        grads, values, more = (
-            cuda.local.array(width, number),
-            cuda.local.array(width, number),
-            cuda.local.array(width, number),
-        )
+        line, last, column, part = sharing.part_across(length, lines, tiles, width)
+        line += cuda.threadIdx.y
+        arrays = dy, x, residual, coefficients, weight, bias
+        grads = cuda.local.array(width, number)
+        values = cuda.local.array(width, number)
+        more = cuda.local.array(width, number)
         sums = cuda.local.array(size, number)
         for j in range(size):
             sums[j] = number(0)
@@ -177,7 +176,6 @@ def products_across(given, data, number, width, threads, index, varying, along, 
                     sums[width + j] += grads[j] * values[j]
                     sums[2 * width + j] += values[j]
             line += rows
-        part = (sample * cuda.gridDim.y + share) * length + column
         add_rows(sums, parts, total, part if column < length else -1)
 
     return kernel, (*_inputs(given, data, number), *(types.int64,) * 3, types.CPointer(number), types.int64), threads

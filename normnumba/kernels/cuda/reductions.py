@@ -81,16 +81,15 @@ def combining(number: types.Type) -> Callable[..., object]:
 
 
 @functools.cache
-def merging(threads: int, number: types.Type) -> Callable[..., object]:
-    """A device function: count, mean and squares of what all threads of a block have, the same on all of them."""
-    combine, warps = combining(number), max(threads // WARP, 1)
-    lanes = min(threads, WARP)
-    members = (1 << lanes) - 1
+def merging_lanes(lanes: int, number: types.Type) -> Callable[..., object]:
+    """A device function: count, mean and squares of the first lanes of a warp, right in the first one.
+
+    The others have merged in orders of their own, and may differ in the last bit.
+    """
+    combine, members = combining(number), (1 << lanes) - 1
 
     @cuda.jit(device=True)
-    def merge(count, mean, squares):
-        parts = cuda.shared.array((3, warps), number)
-        linear = cuda.threadIdx.x + cuda.threadIdx.y * cuda.blockDim.x
+    def in_warp(count, mean, squares):
         offset = lanes >> 1
         while offset:
             other_count = cuda.shfl_xor_sync(members, count, offset)
@@ -98,8 +97,24 @@ def merging(threads: int, number: types.Type) -> Callable[..., object]:
             other_squares = cuda.shfl_xor_sync(members, squares, offset)
             count, mean, squares = combine(count, mean, squares, other_count, other_mean, other_squares)
             offset >>= 1
+        return count, mean, squares
+
+    return in_warp
+
+
+@functools.cache
+def merging_block(threads: int, number: types.Type) -> Callable[..., object]:
+    """A device function: count, mean and squares of what all threads of a block have, the same on all of them."""
+    combine, warps = combining(number), max(threads // WARP, 1)
+    in_warp = merging_lanes(min(threads, WARP), number)
+
+    @cuda.jit(device=True)
+    def merge(count, mean, squares):
+        parts = cuda.shared.array((3, warps), number)
+        linear = cuda.threadIdx.x + cuda.threadIdx.y * cuda.blockDim.x
+        count, mean, squares = in_warp(count, mean, squares)
         cuda.syncthreads()  # the parts of an earlier merge may still be read
-        if linear & (WARP - 1) == 0:  # the lanes of a warp merged in different orders: the first one's counts
+        if linear & (WARP - 1) == 0:
             parts[0, linear >> 5], parts[1, linear >> 5], parts[2, linear >> 5] = count, mean, squares
         cuda.syncthreads()
         count, mean, squares = parts[0, 0], parts[1, 0], parts[2, 0]

@@ -13,9 +13,25 @@ from numba import cuda, types
 
 from .. import GELU, GELU_TANH, NONE, RELU, SILU
 from .activations import activating
-from .elementwise import add_lines
+from .elementwise import add_lines, affine
 from .geometry import of_columns, of_rows
-from .launching import NOTHING, WARP, is_there, launch, number_of, pointers, power_of_two, variants, width_of
+from .launching import (
+    BIAS,
+    DRESIDUAL,
+    DX,
+    NOTHING,
+    OTHER,
+    PARTS,
+    WARP,
+    WEIGHT,
+    is_there,
+    launch,
+    number_of,
+    pointers,
+    power_of_two,
+    variants,
+    width_of,
+)
 from .lowlevel import LOADS, STORES, load, rounded
 from .merging import sum_rows
 from .pipeline import Gradients, forward, prepared
@@ -45,15 +61,13 @@ BLOCK = 128
 BLOCKS = 512
 """Blocks with parameter gradients of their own: a few for each multiprocessor of a large device."""
 
-WEIGHT, BIAS, DSUMMED, DX, DRESIDUAL, SUMS = 1, 2, 4, 8, 16, 32
-"""Bits of `present`, which says whether a pointer is one: null pointers cannot be told in a kernel."""
-
 
 def plan(cols: int, width: int, number: types.Type, held: int) -> tuple[int, int] | None:
     """Threads for a row, and times that each takes `width` elements of it; None where the row is too long.
 
-    From the length of a row alone, so that a row has the same bits in any batch. Short rows take few elements for each
-    thread, or there would be too few threads. Single elements need addresses of their own, and float64 two registers.
+    From the length of a row and the width of accesses, so that a row has the same bits in any batch. Short rows take
+    few elements for each thread, or there would be too few threads. Single elements need addresses of their own, and
+    float64 two registers.
     """
     steps, held = -(-cols // width), held // 2 if width == 1 or number is types.float64 else held
     for threads in (8, 16, 32, 64, 128, 256, 512):
@@ -72,7 +86,7 @@ def rows_forward(
     x: Any, weight: Any, bias: Any, eps: float, center: bool, rounding: bool, y: Any, mean: Any, rstd: Any
 ) -> None:
     """See the CPU's."""
-    _forward(x, NOTHING, weight, bias, eps, center, rounding, NOTHING, y, mean, rstd)
+    add_rows_forward(x, NOTHING, weight, bias, eps, center, rounding, NOTHING, y, mean, rstd)
 
 
 def add_rows_forward(
@@ -89,32 +103,15 @@ def add_rows_forward(
     rstd: Any,
 ) -> None:
     """See the CPU's."""
-    _forward(x, residual, weight, bias, eps, center, rounding, summed, y, mean, rstd)
-
-
-def _forward(
-    x: Any,
-    residual: Any,
-    weight: Any,
-    bias: Any,
-    eps: float,
-    center: bool,
-    rounding: bool,
-    summed: Any,
-    y: Any,
-    mean: Any,
-    rstd: Any,
-) -> None:
     rows, cols = x.shape
-    width = width_of(cols, x, residual, summed, y)
-    planned = plan(cols, width, number_of(summed.dtype if is_there(summed) else x.dtype), HELD)
+    width, normalized = width_of(cols, x, residual, summed, y), summed if is_there(residual) else x
+    planned = plan(cols, width, number_of(normalized.dtype), HELD)
     if planned:
         args = x, residual, weight, bias, eps, rows, cols, center, rounding, 1, 1, summed, y, mean, rstd
         _launch_forward(planned, width, NONE, False, *args)
         return
     if is_there(residual):
         add_lines(x, residual, summed)
-    normalized = summed if is_there(residual) else x
     forward(of_rows(rows, cols), normalized, weight, bias, eps, center, rounding, NONE, y, mean, rstd)
 
 
@@ -191,7 +188,7 @@ def add_rows_backward(
         return
     threads, vectors = planned
     kernel = row_backward(dy.dtype, summed.dtype, number_of(summed.dtype), width, threads, vectors, rounding)
-    present = WEIGHT * is_there(weight) | DSUMMED * is_there(dsummed) | SUMS * is_there(dweight)
+    present = WEIGHT * is_there(weight) | OTHER * is_there(dsummed) | PARTS * is_there(dweight)
     present |= DX * is_there(dx) | DRESIDUAL * is_there(dresidual)
     in_block = _teams(threads)
     blocks = _blocks(rows, cols, in_block)
@@ -274,7 +271,7 @@ def row_forward(data, other, total, number, width, threads, vectors, added, roun
     """A row for each team; with `spans`, `inner` neighbouring elements share a weight and a bias."""
     size, load_vector, store_vector = vectors * width, LOADS[width], STORES[width]
     moments = _moments(number, width, threads, size)
-    activate = activating(activation, number)[0] if activation else None
+    activate, z_of = activating(activation, number)[0] if activation else None, affine(number)
 
     def kernel(x, residual, weight, bias, present, eps, rows, cols, center, groups, inner, summed, y, mean, rstd):
         row = types.int64(cuda.blockIdx.x) * cuda.blockDim.y + cuda.threadIdx.y
@@ -308,8 +305,7 @@ def row_forward(data, other, total, number, width, threads, vectors, added, roun
                     if rounding:
                         xhat = number(rounded(x, xhat))
                     w = base + types.int64(types.uint32(i + j) // types.uint32(inner)) if spans else i + j
-                    z = xhat * (weight[w] if present & WEIGHT else number(1))
-                    z += bias[w] if present & BIAS else number(0)
+                    z = z_of(xhat, w, weight, bias, present)
                     values[k * width + j] = activate(z) if activation else z
                 store_vector(y, start + i, values, k * width)
 
@@ -348,14 +344,14 @@ def _row_gradients(number: types.Type, width: int, threads: int, vectors: int) -
         for k in range(vectors):
             i = k * step + lane
             if i < cols:
-                if present & DSUMMED:
+                if present & OTHER:
                     load_vector(dsummed, start + i, more, 0)
                 for j in range(width):
                     xhat = values[k * width + j] - centre
                     values[k * width + j] = xhat
                     w = weight[i + j] if present & WEIGHT else number(1)
                     results[j] = rstd * (grads[k * width + j] * w - shift - xhat * slope)
-                    if present & DSUMMED:
+                    if present & OTHER:
                         results[j] += more[j]
                 if present & DX:
                     store_vector(dx, start + i, results, 0)
@@ -389,7 +385,7 @@ def row_backward(given, data, number, width, threads, vectors, rounding):
                 dweight[k] += grads[k] * xhat
                 dbias[k] += grads[k]
             row += teams
-        if present & SUMS and team < teams:
+        if present & PARTS:
             for k in range(vectors):
                 i = (k * threads + cuda.threadIdx.x) * width
                 for j in range(width):
