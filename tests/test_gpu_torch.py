@@ -185,9 +185,8 @@ SIZED = [
 def test_a_call_takes_no_memory_but_for_its_outputs(torch, family, shape, options):
     """And parts of sums, no more than an eighth of x here.
 
-    They are 5 numbers for 16384 elements along lines or 128 across them, and of both the shares of a unit are limited
-    (`sharing`); or in the backward of short rows 2 rows for each of 512 blocks, times the teams in a block (`rows`),
-    here 4 MiB. Statistics in float64 come to less.
+    They are 5 numbers for 16384 elements along lines or 128 across them (`sharing`); or in a backward of short rows 2
+    for each column and team, 4 MiB or an eighth of x (`rows.ROOM`, `rows.ROWS`). Statistics in float64 come to less.
     """
     x, dy = (torch.randn(shape, device="cuda") for _ in range(2))
     forward, backward = (getattr(normnumba, f"{family}_{way}") for way in ("forward", "backward"))
