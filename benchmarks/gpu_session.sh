@@ -53,14 +53,14 @@ check() {
         'import normnumba, sys; why = normnumba.backends()["cuda"]; print(why or "CUDA can be used"); sys.exit(why is not None)'
 }
 
-tests() { phase tests 130 "$PYTHON" -m pytest -m gpu -q -p no:cacheprovider tests; }
+tests() { phase tests 190 "$PYTHON" -m pytest -m gpu -q -p no:cacheprovider tests; }
 
 memcheck() { sanitize memcheck 55; }
 
 racecheck() { sanitize racecheck 55; }
 
 # Written case by case: what the limit cuts off is missing from cuda.json, and the report says how much that is.
-time_kernels() { phase time "${TIME_LIMIT:-200}" "${benchmarks[@]}" peers; }
+time_kernels() { phase time "${TIME_LIMIT:-150}" "${benchmarks[@]}" peers; }
 
 profile() {
     if ! has ncu; then

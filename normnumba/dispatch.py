@@ -151,5 +151,7 @@ def _adopt(arrays: dict[str, Any], kinds: dict[str, Any]) -> tuple[Place, dict[s
             raise ValueError(f"all arrays must be on one device: {first} is on {place.device}, {name} on {device}")
         if name in _WRITTEN and kind.IMMUTABLE is not None:
             raise TypeError(f"{name} would be written to, but {kind.IMMUTABLE}; leave it out and use what is returned")
-        adopted[name] = kind.adopt(array, place, name)
+        # One object is one array under every name: `out` may be x, and x the residual as well.
+        known = next((adopted[other] for other in adopted if arrays[other] is array), None)
+        adopted[name] = kind.adopt(array, place, name) if known is None else known
     return place, adopted

@@ -245,7 +245,7 @@ def _as_rows(shape: Shape, strides: Shape, dtype: np.dtype[Any], axis: int | Sha
         storage=STORAGE[dtype],
         ordered=ordered,
         packed=ordered and geometry == shape,
-        plain=ordered and geometry == shape and not strips and _is_plain(shape, strides, dtype),
+        plain=ordered and geometry == shape and not strips and len(axes) == 1 and _is_plain(shape, strides, dtype),
         rows=rows,
         cols=cols,
         strips=strips,

@@ -219,12 +219,22 @@ def test_a_stream_other_than_that_of_x_is_waited_for(monkeypatch):
     from normnumba.device import numba
 
     waited = []
-    monkeypatch.setattr(numba, "_synchronize", lambda stream, device: waited.append((stream, device)))
+    monkeypatch.setattr(numba, "_synchronize", lambda *at: waited.append(at))
     x, weight = np.ones((2, 3), np.float32), np.ones(3, np.float32)
     normnumba.layer_norm(pretend.OnDevice(x, stream=7), pretend.OnDevice(weight, stream=7))
-    assert not waited
+    assert waited == [(7, 0)], "an unknown library's call ends when the work is done"
+    waited.clear()
     normnumba.layer_norm(pretend.OnDevice(x), pretend.OnDevice(weight, stream=9), pretend.OnDevice(weight, stream=1))
-    assert waited == [(9, 0)]
+    assert waited == [(9, 0), (0, 0)]
+
+
+def test_one_array_under_several_names(torch_arrays):
+    x = torch_arrays.torch.arange(6.0).reshape(2, 3)
+    expected = normnumba.add_layer_norm_forward(x.clone(), x.clone())
+    y, summed, _, _ = normnumba.add_layer_norm_forward(x, x, out=x)
+    assert y is x
+    assert (y == expected[0]).all()
+    assert (summed == expected[1]).all()
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
@@ -338,9 +348,10 @@ def test_a_cuda_that_cannot_be_used(monkeypatch, torch_arrays):
 # --- availability ----------------------------------------------------------------------------------------------------
 
 
-def cuda(available=True, error=None, devices=1, implementation="NVIDIA"):
+def cuda(available=True, error=None, devices=((9, 0),), implementation="NVIDIA"):
+    gpus = [types.SimpleNamespace(compute_capability=capability) for capability in devices]
     return types.SimpleNamespace(
-        is_available=lambda: available, cuda_error=lambda: error, gpus=[0] * devices, implementation=implementation
+        is_available=lambda: available, cuda_error=lambda: error, gpus=gpus, implementation=implementation
     )
 
 
@@ -350,7 +361,8 @@ def cuda(available=True, error=None, devices=1, implementation="NVIDIA"):
         (types.SimpleNamespace(), r"numba's own.*normnumba\[cuda\]"),
         (cuda(available=False, error="no libcuda\nfound"), "no working CUDA driver: no libcuda found"),
         (cuda(available=False), "NVVM"),
-        (cuda(devices=0), "no device"),
+        (cuda(devices=()), "no device"),
+        (cuda(devices=((6, 1), (7, 5))), r"capability 7\.5, and 8\.0 is needed"),
     ],
 )
 def test_why_cuda_cannot_be_used(module, words):

@@ -69,6 +69,12 @@ def test_matches_the_reference(op, geometry, dtype, rng):
             assert not any(np.shares_memory(a, v) for v in arguments.values() if isinstance(v, np.ndarray)), name
 
 
+@pytest.mark.parametrize("shape", [(1, 5), (3, 4), (1, 1, 2)])
+@pytest.mark.parametrize("name", ["layer_norm_forward", "rms_norm_forward"])
+def test_all_axes_of_a_small_array(name, shape, rng):
+    check(BY_NAME[name], arguments_of(BY_NAME[name], Geometry(shape, tuple(range(len(shape)))), "float32", rng))
+
+
 @pytest.mark.parametrize("op", OPS, ids=name_of)
 def test_large_outputs(op, rng):
     check(op, arguments_of(op, LARGE[op.family], "float32", rng))

@@ -8,6 +8,8 @@ import importlib
 import importlib.util
 from types import ModuleType
 
+OLDEST = (8, 0)
+
 INSTALL = 'python -m pip install "normnumba[cuda]"'
 
 
@@ -32,6 +34,9 @@ def _why_no_device(cuda: ModuleType) -> str | None:
         return f"the parts of the CUDA toolkit that compile kernels (NVVM) are missing; {INSTALL}"
     if not len(cuda.gpus):
         return "the CUDA driver finds no device"
+    newest = max(gpu.compute_capability for gpu in cuda.gpus)
+    if newest < OLDEST:  # whose assembler rounds pairs of halves
+        return f"the device has compute capability {newest[0]}.{newest[1]}, and {OLDEST[0]}.{OLDEST[1]} is needed"
     return None
 
 

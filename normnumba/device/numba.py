@@ -46,9 +46,9 @@ def _owning_device(address: int) -> int:
 
 def place_of(value: Any) -> NumbaPlace:
     interface = getattr(value, "__cuda_array_interface__", {})
-    numbas = type(value).__module__.partition(".")[0] in ("numba", "numba_cuda")
-    stream = getattr(value, "stream", None) if numbas else None  # what others call so may be anything
-    return NumbaPlace(device_of(value), _handle(interface.get("stream")), stream)
+    known = type(value).__module__.partition(".")[0] in ("numba", "numba_cuda")
+    bound = getattr(value, "stream", None) if known else None  # what others call so may be anything
+    return NumbaPlace(device_of(value), _handle(interface.get("stream")), bound, not known)
 
 
 def _handle(stream: int | None) -> int:
@@ -102,14 +102,19 @@ def strided(view: Any, place: Place, value: Any) -> DeviceArray:
 class NumbaPlace(Place):
     """A device and the stream that an array is bound to."""
 
-    __slots__ = ("bound",)
+    __slots__ = ("bound", "waits")
 
     kind = "numba"
 
-    def __init__(self, device: int, stream: int, bound: Any) -> None:
+    def __init__(self, device: int, stream: int, bound: Any, waits: bool) -> None:
         super().__init__(device, stream)
         self.bound = bound
         """numba's object for the stream, if the array had one."""
+        self.waits = waits
+
+    def finish(self) -> None:
+        if self.waits:  # an unknown library could give memory to others that kernels are still to read
+            _synchronize(self.stream, self.device)
 
     def empty(self, shape: Shape, strides: Shape, dtype: np.dtype[Any]) -> DeviceArray:
         array = self._new(shape, strides, dtype)

@@ -1,4 +1,4 @@
-"""Kernels by backend: every backend module has the same functions with the same signatures."""
+"""Kernels by backend: what both backends have is called alike, with the same signatures."""
 
 BATCH, CONSTANT, GIVEN = 0, 1, 2
 """What a batch norm's dx takes from the sums over its channel: those of x itself, nothing, or those it is given."""

@@ -5,5 +5,6 @@ type, with sums beyond a few thousand values in float64. Inputs are never change
 `out` where it is one of them.
 
 What is said of an ndarray holds for arrays of torch, CuPy, JAX or numba on a CUDA device: they are used where they are,
-on the current stream of their library, and results are arrays of that library. JAX's arrays are never written to.
+on a stream of their library (docs/cuda.md says which), and results are arrays of that library. JAX's arrays are never
+written to.
 """

@@ -1,5 +1,6 @@
 """The numbers of the CUDA kernels, in the emulator: threads in lock step, poisoned memory, no access out of bounds."""
 
+import inspect
 import re
 
 import numpy as np
@@ -49,6 +50,13 @@ UNITS = [
 """Statistics along lines and across them, in one part and in more."""
 
 HOSTILE = [pytest.param(family, g, id=f"{family}-{g}") for family, g in UNITS]
+
+
+def test_both_backends_have_the_same_signatures():
+    from normnumba.kernels import cpu, cuda
+
+    for name in cpu.__all__:
+        assert str(inspect.signature(getattr(cuda, name))) == str(inspect.signature(getattr(cpu, name))), name
 
 
 def test_emulates_the_kernels_for_devices(library, rng):
@@ -197,6 +205,58 @@ def test_arrays_between_elements_are_refused(name, library, rng):
     between = np.zeros(given[name].nbytes + 1, np.uint8)[1:].view(np.float32)[: given[name].size]
     with pytest.raises(ValueError, match="no multiple of its elements' 4 bytes"):
         op(library, given | {name: between.reshape(given[name].shape)})
+
+
+@pytest.mark.parametrize("value", [1e19, 1e30, np.inf, np.nan])
+@pytest.mark.parametrize("geometry", [Geometry((60, 3), 1), Geometry((2, 7, 5, 3), -1)], ids=str)
+def test_a_column_leaves_its_neighbours_alone(geometry, value, library, rng):
+    op = BY_NAME["batch_norm_forward"]
+    x = (rng.standard_normal(geometry.shape) * 1e-2 + 1e4).astype(np.float32)
+    arguments = {"x": x, "eps": 1e-12, "channel_axis": -1}
+    expected = op(library, arguments)
+    x[..., 0] *= np.float32(value)
+    got = op(library, {**arguments, "x": x})
+    assert_identical(
+        [got[0][..., 1:], *(a[1:] for a in got[1:])], [expected[0][..., 1:], *(a[1:] for a in expected[1:])]
+    )
+
+
+@pytest.mark.parametrize("padding", [1e8, 1e30, np.inf, np.nan])
+@pytest.mark.parametrize("geometry", FEW["batch_norm"], ids=str)
+def test_what_does_not_count_is_not_there(geometry, padding, library, rng):
+    op = BY_NAME["batch_moments"]
+    kept = [n for a, n in enumerate(geometry.shape) if a not in geometry.axes]
+    mask = rng.random(kept) < 0.5
+    mask[0] = False
+    mask[-1] = True
+    given = arguments_of(op, geometry, "float64", rng) | {"mask": mask}
+    given["x"] = given["x"] * 1e-4 + 1e6
+    expected = op(reference, given)
+    given["x"][~np.broadcast_to(np.expand_dims(mask, geometry.axes[0]), geometry.shape)] = padding
+    for name, a, e in zip(op.outputs, op(library, given), expected, strict=True):
+        assert_close(name, a, e, np.float64, scale=1e-4)
+
+
+@pytest.mark.parametrize("held", [32, 0])
+def test_the_largest_float32(held, library, monkeypatch, rng):
+    from tests.cuda import emulation
+
+    emulation.hold(monkeypatch, held)
+    x = rng.choice(np.array([-3.4e38, 3.4e38], np.float32), (3, 40))
+    x[0] = -3e38
+    x[0, 0] = 3e38
+    for name, axis in (("layer_norm_forward", {"axis": -1}), ("batch_norm_forward", {"channel_axis": 1})):
+        op = BY_NAME[name]
+        given = {"x": x if name[0] == "l" else x.T.copy(), **axis}
+        for output, a, e in zip(op.outputs, op(library, given), op(reference, given), strict=True):
+            assert_close(output, a, e, np.float32, scale=np.max(np.abs(e)))
+
+
+def test_relu_stops_what_is_not_finite(library):
+    x = np.array([[-1.0, 2.0], [1.0, -2.0]], np.float32)
+    given = {"x": x, "mean": np.zeros(2, np.float32), "rstd": np.ones(2, np.float32), "activation": "relu"}
+    dy = np.where(x > 0, 1, np.nan).astype(np.float32)
+    assert_identical(library.batch_norm_backward(dy=dy, **given)[2:3], [np.ones(2, np.float32)])
 
 
 def test_largest_halves(library, rng):

@@ -13,7 +13,7 @@ from .. import GELU, GELU_TANH, RELU, SILU
 
 
 @functools.cache
-def activating(activation: int, number: types.Type) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def activating(activation: int, number: types.Type) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
     """Two device functions: z * share(z), and its derivative."""
     if activation == RELU:
         return _relu(number)
@@ -31,16 +31,12 @@ def activating(activation: int, number: types.Type) -> tuple[Callable[..., Any],
     return activate, derivative
 
 
-def _relu(number: types.Type) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def _relu(number: types.Type) -> tuple[Callable[..., Any], None]:
     @cuda.jit(device=True)
     def activate(z):
         return number(0) if z < number(0) else z  # NaN stays
 
-    @cuda.jit(device=True)
-    def derivative(z):
-        return number(0) if z <= number(0) else number(1)
-
-    return activate, derivative
+    return activate, None  # its gradient is chosen, not multiplied
 
 
 @functools.cache

@@ -16,6 +16,11 @@ from .pipeline import Gradients
 from .sharing import Rule
 
 
+def _columns(x: Any, groups: int) -> Lines:
+    outer, size, channels = x.shape
+    return of_columns(outer, size, channels, groups)
+
+
 def channels_forward(
     x: Any,
     residual: Any,
@@ -47,7 +52,7 @@ def columns_forward(
     rstd: Any,
 ) -> None:
     """See the CPU's."""
-    view = of_columns(*x.shape, stats.shape[1] // x.shape[0])
+    view = _columns(x, stats.shape[1] // x.shape[0])
     batch_forward(view, x, residual, weight, bias, eps, training, activation, stats, y, mean, rstd)
 
 
@@ -115,7 +120,7 @@ def columns_backward(
 ) -> None:
     """See the CPU's."""
     args = dy, x, residual, stats, weight, bias, eps, squared, terms, count, activation, dx, dresidual, sums
-    batch_backward(of_columns(*x.shape, stats.shape[1] // x.shape[0]), *args)
+    batch_backward(_columns(x, stats.shape[1] // x.shape[0]), *args)
 
 
 def batch_backward(
@@ -157,7 +162,7 @@ def batch_backward(
 
 def masked_moments(x: Any, counted: Any, columns: bool) -> Any:
     """Mean and biased variance (2, C) in float64, over the positions that count."""
-    view = of_columns(*x.shape, x.shape[2]) if columns else of_channels(*x.shape)
+    view = _columns(x, x.shape[2]) if columns else of_channels(*x.shape)
     stats, coefficients = x.new((2, view.units), np.float64), x.new((3, view.units), accumulator(x.dtype))
     parts, shares = moments_of(view, x, counted)
     merge_moments(parts, shares, view.units, 0.0, False, coefficients, NOTHING, NOTHING, stats)
@@ -180,6 +185,6 @@ def differentiate_masked(
     columns: bool,
 ) -> None:
     """dx and dresidual from given sums, which only the positions that count take something of."""
-    view = of_columns(*x.shape, x.shape[2]) if columns else of_channels(*x.shape)
+    view = _columns(x, x.shape[2]) if columns else of_channels(*x.shape)
     args = dy, x, residual, stats, weight, bias, 0.0, False, GIVEN, count, activation, dx, dresidual, sums
     batch_backward(view, *args, counted)

@@ -7,6 +7,7 @@ from typing import Any
 
 from numba import cuda, types
 
+from .. import RELU
 from .activations import activating
 from .geometry import MASK_RULE, RULE, Lines, counts, indexing
 from .launching import (
@@ -129,8 +130,9 @@ def differentiate_lines(
 
 @cuda.jit(device=True)
 def xhat_of(value, u, coefficients, units):
-    """The normalized value of an element of unit u"""
-    return (value - coefficients[u]) * coefficients[units + u] - coefficients[2 * units + u]
+    """The normalized value of an element of unit u, from halves: the difference could overflow"""
+    half, rstd = type(value)(0.5), coefficients[units + u]
+    return (value * half - coefficients[u] * half) * (rstd + rstd) - coefficients[2 * units + u]
 
 
 @functools.cache
@@ -153,7 +155,9 @@ def backward_terms(number: types.Type, activation: int) -> Any:
     @cuda.jit(device=True)
     def terms(g, value, more, u, w, coefficients, units, weight, bias, present):
         xhat = xhat_of(value, u, coefficients, units)
-        if activation:
+        if activation == RELU:
+            g = number(0) if z_of(xhat, w, weight, bias, present) + more <= number(0) else g  # a NaN times 0 is no 0
+        elif activation:
             g *= derivative(z_of(xhat, w, weight, bias, present) + more)
         return g, xhat, coefficients[units + u], weight[w] if present & WEIGHT else number(1)
 

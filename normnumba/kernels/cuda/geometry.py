@@ -35,7 +35,7 @@ class Lines(NamedTuple):
     """Units that a sample has, where they run across lines."""
 
     @property
-    def count(self) -> int:
+    def elements(self) -> int:
         """Elements of a unit."""
         return self.lines * self.length // self.units
 
@@ -99,14 +99,14 @@ def of_rows(rows: int, cols: int) -> Lines:
 
 def of_strips(outer: int, channels: int, inner: int) -> Lines:
     """(O, C, I), statistics over C"""
-    rules = {"every": channels, "cycle": outer, "stride": inner, "varying": True, "channels": channels}
-    return Lines(outer * channels, inner, **rules, samples=outer, units=outer * inner, groups=inner)
+    view = Lines(outer * channels, inner, every=channels, cycle=outer, stride=inner, channels=channels, varying=True)
+    return view._replace(samples=outer, units=outer * inner, groups=inner)
 
 
 def of_channels(outer: int, channels: int, inner: int) -> Lines:
     """(O, C, I), statistics over O and I"""
-    mask = {"mask_every": channels, "mask_stride": inner, "mask_step": 1}
-    return Lines(outer * channels, inner, cycle=channels, channels=channels, units=channels, **mask)
+    view = Lines(outer * channels, inner, cycle=channels, channels=channels, units=channels)
+    return view._replace(mask_every=channels, mask_stride=inner, mask_step=1)
 
 
 def of_groups(samples: int, groups: int, width: int, size: int) -> Lines:
@@ -117,6 +117,6 @@ def of_groups(samples: int, groups: int, width: int, size: int) -> Lines:
 
 def of_columns(outer: int, size: int, channels: int, groups: int) -> Lines:
     """(O, S, C), statistics over S and C / G"""
-    rules = {"every": size, "cycle": outer, "stride": groups, "width": channels // groups, "varying": True}
-    lines, units = outer * size, outer * groups
-    return Lines(lines, channels, **rules, along=True, mask_stride=1, samples=outer, units=units, groups=groups)
+    view = Lines(outer * size, channels, every=size, cycle=outer, stride=groups, varying=True, along=True)
+    view = view._replace(width=channels // groups, mask_stride=1)
+    return view._replace(samples=outer, units=outer * groups, groups=groups)

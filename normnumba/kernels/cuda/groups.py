@@ -41,4 +41,4 @@ def groups_backward(
     if is_there(dweight):
         of_channels = shares._replace(rule=Rule(channels, 0, each, 0, 1, 1))
         merge_parameters(parts, of_channels, samples, channels * each, deltas, groups, width, dweight, dbias)
-    gradients.apply(sums, view.count, True, dx)
+    gradients.apply(sums, view.elements, True, dx)

@@ -103,7 +103,9 @@ class _Readable:
 def fetch(array: Any) -> np.ndarray:
     """A copy of an array in C order on the host."""
     with cuda.gpus[array.place.device]:
-        return cuda.as_cuda_array(_Readable(array)).copy_to_host()
+        values = cuda.as_cuda_array(_Readable(array)).copy_to_host()
+        cuda.synchronize()  # a copy on a stream may come back before it is done
+        return values
 
 
 @functools.lru_cache(64)

@@ -108,7 +108,10 @@ def merge_moments_of(number):
     def collect(parts, total, shares, rule, unit, scale):
         """A value near the mean; the mean less that, and the variance, scaled: right in a warp's first lane"""
         _, _, _, member, step, members = rule
-        base = types.float64(parts[total + _at(unit, rule)])
+        k = types.int64(0)
+        while k < shares * members - 1 and parts[_at(unit, rule) + k // shares * member + k % shares * step] == 0:
+            k += 1
+        base = types.float64(parts[total + _at(unit, rule) + k // shares * member + k % shares * step])
         count, mean, squares, k = 0.0, 0.0, 0.0, types.int64(cuda.threadIdx.x)
         while k < shares * members:
             part = _at(unit, rule) + k // shares * member + k % shares * step

@@ -46,7 +46,7 @@ def moments_along(data, number, width, threads, masked):
                 load_vector(x, line * length + m, values, 0)
                 for j in range(width):
                     if not masked or counts(mask, line, m + j, mask_rule):
-                        t = (values[j] - first) * scale
+                        t = values[j] * scale - first * scale
                         about = about if count > number(0) or not abs(t) < number(math.inf) else t
                         t -= about
                         shift += t
@@ -60,14 +60,16 @@ def moments_along(data, number, width, threads, masked):
     def kernel(x, mask, mask_rule, length, every, spacing, members, step, parts, total):
         line, last, begin, part = sharing.part_along(every, spacing, members, step)
         own, stop = line + cuda.threadIdx.y * spacing, min(begin + step, length)
-        first, scale = number(load(x, line * length + begin)), number(1)
+        first, scale = number(0) if masked else number(load(x, line * length + begin)), number(1)
         count, mean, squares = number(0), number(0), number(math.inf)
-        for attempt in range(3):
+        for attempt in range(0 if masked else 1, 4):
             if not squares < number(math.inf):
-                scale = number(tiny) if attempt == 1 else number(1)  # the squares overflowed
-                first = number(0) if attempt == 2 else first  # there is an Inf or a NaN: the mean alone has a meaning
+                scale = number(tiny) if attempt == 2 else number(1)  # the squares overflowed
+                first = number(0) if attempt == 3 else first  # there is an Inf or a NaN: the mean alone has a meaning
                 args = length, spacing, own, last, begin, stop, first, scale
                 count, mean, squares = merge(*collect(x, mask, mask_rule, *args))
+            if attempt == 0:  # the first element may not count: the mean is what to begin with
+                first, squares = mean if abs(mean) < number(math.inf) else number(0), number(math.inf)
         if cuda.threadIdx.x == 0 and cuda.threadIdx.y == 0:
             write_part(parts, total, part, count, first, mean, squares, scale)
 
@@ -77,8 +79,8 @@ def moments_along(data, number, width, threads, masked):
 
 @cuda.jit(device=True)
 def write_part(parts, total, part, count, first, mean, squares, scale):
-    """Nothing but the mean of what has an Inf or a NaN"""
-    parts[part], parts[total + part], parts[2 * total + part] = count, first, mean
+    """Nothing but the mean of what has an Inf or a NaN; where nothing counts, no value of what is there"""
+    parts[part], parts[total + part], parts[2 * total + part] = count, first if count > 0 else count, mean
     parts[3 * total + part] = squares if squares < math.inf else math.nan
     parts[4 * total + part] = scale
 
@@ -101,7 +103,7 @@ def _collecting_across(number: types.Type, width: int, rows: int, masked: bool) 
             if column < length and (not masked or counts(mask, line, 0, mask_rule)):
                 load_vector(x, line * length + column, values, 0)
                 for j in range(width):
-                    t = (values[j] - first[j]) * scale
+                    t = values[j] * scale[j] - first[j] * scale[j]
                     about[j] = about[j] if count > number(0) or not abs(t) < number(math.inf) else t
                     t -= about[j]
                     mean[j] += t
@@ -123,9 +125,9 @@ def _merging_across(number: types.Type, width: int, rows: int) -> Any:
 
     @cuda.jit(device=True)
     def merge(count, mean, squares):
-        """Count, mean and squares of all rows of threads in the first; whether all of them are finite"""
+        """Count, mean and squares of all rows of threads, on each; whether the squares are finite in all of the tile"""
         counted, finite = cuda.shared.array(rows, number), cuda.shared.array(1, types.int32)
-        parts = cuda.shared.array((2, rows, columns), number)
+        parts, merged = cuda.shared.array((2, rows, columns), number), cuda.shared.array((2, columns), number)
         x, y = cuda.threadIdx.x * width, cuda.threadIdx.y
         if x == 0:
             counted[y] = count
@@ -141,11 +143,14 @@ def _merging_across(number: types.Type, width: int, rows: int) -> Any:
                     _, mean[j], squares[j] = combine(count, mean[j], squares[j], *args)
                 count += counted[k]
             for j in range(width):
+                merged[0, x + j], merged[1, x + j] = mean[j], squares[j]
                 wrong += types.int32(0 if squares[j] < number(math.inf) else 1)
             wrong, _, _ = warp_sums(wrong, types.int32(0), types.int32(0))
             if x == 0:
                 finite[0] = wrong == 0
         cuda.syncthreads()
+        for j in range(width):
+            mean[j], squares[j] = merged[0, x + j], merged[1, x + j]
         return finite[0], count
 
     return merge
@@ -157,26 +162,38 @@ def moments_across(data, number, width, threads, masked):
     load_vector, tiny, rows = LOADS[width], TINY[number], threads // sharing.TILE
     collect, merge = _collecting_across(number, width, rows, masked), _merging_across(number, width, rows)
 
+    @cuda.jit(device=True)
+    def set_terms(attempt, squares, first, scale):
+        """Other terms for the columns whose squares are not finite; the others get what they had once more"""
+        for j in range(width):
+            if not squares[j] < number(math.inf):
+                scale[j] = number(tiny) if attempt == 2 else number(1)  # the squares overflowed
+                first[j] = number(0) if attempt == 3 else first[j]  # there is an Inf or a NaN
+
     def kernel(x, mask, mask_rule, length, lines, tiles, parts, total):
         begin, last, column, part = sharing.part_across(length, lines, tiles, width)
         first = cuda.local.array(width, number)
+        scale = cuda.local.array(width, number)
         mean = cuda.local.array(width, number)
         squares = cuda.local.array(width, number)
         for j in range(width):
-            first[j] = number(0)
-        if column < length:
+            first[j], squares[j] = number(0), number(math.inf)
+        if column < length and not masked:
             load_vector(x, begin * length + column, first, 0)
-        finite, count, scale = 0, number(0), number(1)
-        for attempt in range(3):
+        finite, count = 0, number(0)
+        for attempt in range(0 if masked else 1, 4):
             if not finite:
-                scale = number(tiny) if attempt == 1 else number(1)  # squares overflowed
-                for j in range(width):
-                    first[j] = number(0) if attempt == 2 else first[j]  # there is an Inf or a NaN
+                set_terms(attempt, squares, first, scale)
                 line = begin + cuda.threadIdx.y
                 count = collect(x, mask, mask_rule, length, line, last, column, first, scale, mean, squares)
                 finite, count = merge(count, mean, squares)
+            if attempt == 0:  # the first line may not count: the means are what to begin with
+                finite = 0
+                for j in range(width):
+                    first[j] = mean[j] if abs(mean[j]) < number(math.inf) else number(0)
+                    squares[j] = number(math.inf)
         if cuda.threadIdx.y == 0 and column < length:
             for j in range(width):
-                write_part(parts, total, part + j, count, first[j], mean[j], squares[j], scale)
+                write_part(parts, total, part + j, count, first[j], mean[j], squares[j], scale[j])
 
     return kernel, (*_inputs(data), *(types.int64,) * 3, types.CPointer(number), types.int64), threads

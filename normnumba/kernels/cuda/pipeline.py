@@ -89,7 +89,7 @@ class Gradients(NamedTuple):
         if sums.shape != (2, units):
             sums = self.x.new((2, units), FLOAT64)
         deltas = self.x.new((units,), FLOAT64) if recentre else NOTHING
-        count = self.view.count
+        count = self.view.elements
         merge_sums(parts, shares, units, count, weight, recentre, pinned, self.coefficients, sums, deltas)
         return sums, deltas
 

@@ -183,8 +183,8 @@ def add_rows_backward(
     width = width_of(cols, dy, dsummed, summed, dx, dresidual)
     planned = plan(cols, width, number_of(summed.dtype), HELD_BACKWARD)
     if not planned:
-        args = dy, dsummed, summed, mean, rstd, weight, center, rounding, dx, dresidual, dweight, dbias
-        _long_backward(*args)
+        given = dy, dsummed, summed, mean, rstd, weight, center, rounding
+        _long_backward(*given, dx, dresidual, dweight, dbias)
         return
     threads, vectors = planned
     kernel = row_backward(dy.dtype, summed.dtype, number_of(summed.dtype), width, threads, vectors, rounding)
@@ -237,15 +237,15 @@ def _moments(number: types.Type, width: int, threads: int, size: int) -> Any:
     @cuda.jit(device=True)
     def moments(values, cols, first, eps, center):
         """Of a row in registers: a pivot, what xhat = (x - pivot) * rstd - centre takes besides, and the mean"""
-        lane, share = cuda.threadIdx.x * width, number(1) / number(cols)
+        lane, share, half = cuda.threadIdx.x * width, number(1) / number(cols), number(0.5)
         about, plain = number(0), number(0)
         if center:
             for k in range(size):
                 if k // width * threads * width + lane + k % width < cols:
-                    about += (values[k] - first) * share
+                    about += (values[k] * half - first * half) * share
                     plain += values[k] * share
             about, plain, _ = team_sums(about, plain, number(0))
-        pivot = first + about if center else number(0)
+        pivot = first + about + about if center else number(0)
         scale, shift, square = number(1), number(0), number(math.inf)
         for attempt in range(2):
             if not square < number(math.inf):
@@ -253,7 +253,7 @@ def _moments(number: types.Type, width: int, threads: int, size: int) -> Any:
                 shift, square = number(0), number(0)
                 for k in range(size):
                     if k // width * threads * width + lane + k % width < cols:
-                        t = (values[k] - pivot) * scale
+                        t = values[k] * scale - pivot * scale
                         shift += t
                         square += t * t
                 shift, square, _ = team_sums(shift, square, number(0))
@@ -278,7 +278,7 @@ def row_forward(data, other, total, number, width, threads, vectors, added, roun
         if row >= rows:
             return
         values, more = cuda.local.array(size, number), cuda.local.array(width, number)
-        start, lane = row * cols, cuda.threadIdx.x * width
+        start, lane, half = row * cols, cuda.threadIdx.x * width, number(0.5)  # halves cannot overflow
         for k in range(vectors):
             i = k * threads * width + lane
             if i < cols:
@@ -301,7 +301,7 @@ def row_forward(data, other, total, number, width, threads, vectors, added, roun
             i = k * threads * width + lane
             if i < cols:
                 for j in range(width):
-                    xhat = (values[k * width + j] - pivot) * r - centre
+                    xhat = (values[k * width + j] * half - pivot * half) * (r + r) - centre
                     if rounding:
                         xhat = number(rounded(x, xhat))
                     w = base + types.int64(types.uint32(i + j) // types.uint32(inner)) if spans else i + j

@@ -66,7 +66,7 @@ def along(view: Lines, width: int) -> Shares:
     """Each unit is whole lines, each part a run of lines and of positions in them."""
     members = view.lines // view.units
     spacing = 1 if view.every > 1 else view.units  # the lines of a group follow one another, those of a channel do not
-    wanted = min(-(-view.count // SHARE), MOST)
+    wanted = min(-(-view.elements // SHARE), MOST)
     runs = min(members, wanted)
     step = -(-view.length // -(-wanted // runs))
     step = -(-step // width) * width
@@ -75,7 +75,8 @@ def along(view: Lines, width: int) -> Shares:
     shares = runs * pieces
     arguments = view.length, view.every, spacing, members, step
     rule = Rule(view.units, 0, shares, 0, 1, 1)
-    return Shares((view.units, runs, pieces), (across, THREADS // across), arguments, view.units * shares, shares, rule)
+    lines = min(THREADS // across, max(power_of_two(-(-members // runs)), WARP // across))
+    return Shares((view.units, runs, pieces), (across, lines), arguments, view.units * shares, shares, rule)
 
 
 def across(view: Lines, width: int) -> Shares:

@@ -28,4 +28,4 @@ def strips_backward(
     if is_there(dweight):
         parts, shares = gradients.parts(of_channels(*x.shape), False, rounding)
         merge_parameters(parts, shares, 1, 0, NOTHING, 1, 1, dweight, dbias)
-    gradients.apply(sums, view.count, True, dx)
+    gradients.apply(sums, view.elements, True, dx)
