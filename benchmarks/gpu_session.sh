@@ -70,7 +70,7 @@ profile() {
     fi
     local metrics=dram__throughput.avg.pct_of_peak_sustained_elapsed,gpu__time_duration.sum
     metrics+=,launch__registers_per_thread,sm__warps_active.avg.pct_of_peak_sustained_active
-    # The clocks stay as they are: they may be somebody else's too.
+    # At the clocks that the times above were taken at.
     phase profile 45 ncu --clock-control none --metrics "$metrics" --csv --log-file "$OUT/ncu.csv" "${every_op[@]}" \
         --shape 16384x4096 --shape 64x256x56x56 --op 'rms_norm_*ward' --op 'batch_norm_*ward'
 }

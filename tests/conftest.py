@@ -1,14 +1,19 @@
 """Fixtures and settings that every test shares."""
 
+import gc
 import os
 import subprocess
 import sys
 import zlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import hypothesis
+import numba
 import numpy as np
 import pytest
+
+from normnumba.kernels.cpu.launching import layer
 
 # A first call may compile for seconds, and a failure has to be seen again on the next run.
 hypothesis.settings.register_profile("normnumba", deadline=None, derandomize=True)
@@ -31,6 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Before a whole run, fill the disk cache with what the tests would compile one after the other, on all cores."""
+    gc.freeze()  # thousands of tests are there to stay: looking through them took collections two seconds each
     if len(session.items) < WHOLE or session.config.option.collectonly:
         return
 
@@ -40,6 +46,20 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(compile_kernels, KERNELS))
+
+
+@pytest.fixture(autouse=True)
+def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Other dtypes than float32 run the serial twins, which were compiled; test_determinism has both."""
+    parameters = getattr(getattr(request.node, "callspec", None), "params", {}).values()
+    if request.path.name == "test_determinism.py" or not {"float64", "float16", "bfloat16"} & {*map(str, parameters)}:
+        yield
+        return
+    layer()  # first, or numba would start another one
+    threads = numba.get_num_threads()
+    numba.set_num_threads(1)
+    yield
+    numba.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -12,3 +12,15 @@ def library(monkeypatch):
 
     emulation.shrink(monkeypatch)
     return emulation.Library(monkeypatch)
+
+
+@pytest.fixture
+def hold(monkeypatch):
+    """Lets registers hold rows of so many elements for each thread."""
+
+    def change(elements):
+        from tests.cuda import emulation
+
+        emulation.hold(monkeypatch, elements)
+
+    return change
