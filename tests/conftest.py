@@ -4,9 +4,12 @@ import gc
 import os
 import subprocess
 import sys
+import tempfile
+import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import hypothesis
 import numba
@@ -35,17 +38,38 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Before a whole run, fill the disk cache with what the tests would compile one after the other, on all cores."""
+    """Before a whole run, fill the disk cache with what the tests would compile one after the other, on all cores.
+
+    Of several workers of pytest-xdist the first does so, and the others wait.
+    """
     gc.freeze()  # thousands of tests are there to stay: looking through them took collections two seconds each
     if len(session.items) < WHOLE or session.config.option.collectonly:
         return
+    worker, done = _worker(session.config)
+    if worker == "gw0":
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(_compile_kernels, KERNELS))
+        done.touch()
+    while not done.exists():
+        time.sleep(0.1)
 
-    def compile_kernels(options: tuple[str, ...]) -> None:
-        # A failure here is seen by the tests that need the kernel.
-        subprocess.run([sys.executable, "-m", "normnumba", "compile", *options], capture_output=True, check=False)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(compile_kernels, KERNELS))
+def _compile_kernels(options: tuple[str, ...]) -> None:
+    # A failure here is seen by the tests that need the kernel.
+    subprocess.run([sys.executable, "-m", "normnumba", "compile", *options], capture_output=True, check=False)
+
+
+def _worker(config: pytest.Config) -> tuple[str, Path]:
+    """Which one this is, and the file that says that the first has compiled."""
+    worker = getattr(config, "workerinput", {"workerid": "gw0", "testrunuid": str(os.getpid())})
+    return worker["workerid"], Path(tempfile.gettempdir(), f"normnumba-compiled-{worker['testrunuid']}")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove that file, which nobody waits for any more."""
+    worker, done = _worker(config)
+    if worker == "gw0":
+        done.unlink(missing_ok=True)
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -75,7 +76,9 @@ from tests.test_determinism import compiling, digests
 print("\\n".join(digests()))
 print(numba.get_num_threads(), sum("parallel" in name for name in compiling.compiled))
 """
-    one, *more = (run_python(code, NUMBA_NUM_THREADS=n, timeout=300).splitlines() for n in (1, 2, 7))
+    with ThreadPoolExecutor() as pool:
+        runs = [pool.submit(run_python, code, NUMBA_NUM_THREADS=n, timeout=300) for n in (1, 2, 7)]
+    one, *more = (run.result().splitlines() for run in runs)
     assert one.pop() == "1 0"
     for n, lines in zip((2, 7), more, strict=True):
         threads, parallel = map(int, lines.pop().split())

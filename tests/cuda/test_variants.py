@@ -1,8 +1,7 @@
 """The machine code of the CUDA kernels, for architectures that are not here.
 
 Every launch that the table's ops make on some shapes is written down. One kernel of each family is built for all
-architectures; and for one of them in turn, one of each dtype, and of float32 all that take 16 bytes at a time and
-differ in more than the length of a row. `--every-variant` builds everything for all, in ten times the time.
+architectures, and one of each dtype for one of them in turn. `--every-variant` builds everything for all.
 """
 
 import collections
@@ -65,8 +64,7 @@ def _some(variants):
     kinds = {k: [*k.name.split("-"), ""] for k in longest.values()}
     families = {parts[0]: kernel for kernel, parts in kinds.items()}
     dtypes = {tuple(parts[:2]): kernel for kernel, parts in kinds.items()}
-    wide = [k for k, parts in kinds.items() if (parts[1], _width(k)) == ("float32", 4)]
-    others = [k for k in dict.fromkeys((*dtypes.values(), *wide)) if k not in families.values()]
+    others = [k for k in dtypes.values() if k not in families.values()]
     everywhere = [(kernel, cc) for kernel in families.values() for cc in offline.ARCHITECTURES]
     return everywhere + list(zip(others, itertools.cycle(offline.ARCHITECTURES), strict=False))
 
