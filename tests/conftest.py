@@ -25,6 +25,9 @@ hypothesis.settings.load_profile("normnumba")
 WHOLE = 2000
 """Tests from which nearly all kernels are needed."""
 
+WAIT = 300
+"""Seconds that a worker waits for the first one to compile."""
+
 KERNELS = (
     ("--dtype", "float32"),
     *(("--dtype", dtype, "--serial-only") for dtype in ("float64", "bfloat16", "float16")),
@@ -50,8 +53,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(_compile_kernels, KERNELS))
         done.touch()
-    while not done.exists():
-        time.sleep(0.1)
+    for _ in range(WAIT):
+        if done.exists():
+            return
+        time.sleep(1)  # no longer than that: the first worker may have died, and then each compiles what it needs
 
 
 def _compile_kernels(options: tuple[str, ...]) -> None:
