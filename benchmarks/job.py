@@ -27,6 +27,7 @@ PARTS = {
     "ceiling": "measure how fast this machine reads, copies and adds",
     "report": "write reports/index.html from what is there",
     "readme": "write the table of results into README.md",
+    "claims": "train small nets to see what is true of what is said about norms; with --quick, --only, --output",
 }
 
 OTHER_BENCHMARKS = 5
@@ -70,6 +71,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--no-save", action="store_true", help="let asv time HEAD without saving; changes need no commit then"
     )
+    made.add_argument("--only", metavar="ID,ID", help="claims alone: just these")
     made.add_argument(
         "--output", type=Path, default=asv_run.ROOT / "reports", help="where the page goes (default: reports)"
     )
@@ -284,6 +286,27 @@ class Job:
         self.console.print(message, markup=False)
         return FAILED if "no table written" in message else DONE
 
+    def claims(self) -> int:
+        from benchmarks.claims import command
+
+        ids = self.options.only.split(",") if self.options.only else []
+        try:
+            command.choose(ids)
+        except ValueError as error:
+            self.console.print(f"{error}", style="red", markup=False, highlight=False)
+            return MISUSED
+        checks = command.check(self.progress)
+        wrong = [check for check in checks if not check["passed"]]
+        for check in wrong:
+            self.console.print(f"{check['what']}: {check['error']:.2g}, at most {check['tolerance']:g}", style="red")
+        if wrong:
+            self.console.print("[red]What trains wrongly says nothing about claims: nothing was trained.")
+            return FAILED
+        self.console.print(f"{len(checks)} checks of gradients and kernels passed.")
+        entries = command.study(ids, self.options.quick, self.options.output, self.progress, self.origin())
+        self._show_claims(entries)
+        return self.report()
+
     def everything(self) -> int:
         """All parts in order; a part that fails does not stop the others."""
         codes = []
@@ -333,6 +356,20 @@ class Job:
             table.add_row(*cells, f"{check.output}, {check.where}", style=None if check.passed else "red")
         self.console.print(table)
 
+    def _show_claims(self, entries: Sequence[dict[str, Any]]) -> None:
+        from rich.table import Table
+
+        table = Table(title="Verdicts" + (", preliminary: of 3 seeds" if self.options.quick else ""))
+        for column in ("claim", "verdict", "test", "verdict", "why"):
+            table.add_column(column)
+        for entry in entries:
+            for i, test in enumerate(entry["tests"]):
+                head = ("", "") if i else (entry["id"], entry["verdict"])
+                table.add_row(
+                    *head, test["test"], test["verdict"], test["reason"], end_section=i + 1 == len(entry["tests"])
+                )
+        self.console.print(table)
+
     def _show_cases(self, cases: Sequence[dict[str, Any]]) -> None:
         from rich.table import Table
 
@@ -359,7 +396,7 @@ def cuda_refusal(part: str | None) -> str | None:
     """Why `--device cuda` cannot run; None where it can."""
     from benchmarks import device
 
-    if part in ("asv", "ceiling", "readme"):
+    if part in ("asv", "ceiling", "readme", "claims"):
         return f"The part {part} has no --device cuda. There are check, verify, peers and report."
     problem = device.problem()
     return problem and f"CUDA cannot be used: {problem}. Only --device cpu can be timed here."
@@ -377,6 +414,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not console.is_terminal:
         console = Console(width=140)  # a log has no width, and rich would cut the tables at 80
     job = Job(options, console)
+    if (options.part == "claims" and (job.filtered or options.full)) or (options.part != "claims" and options.only):
+        console.print("[red]claims takes --quick, --only and --output; --only is for claims alone.")
+        return MISUSED
     if options.device == "cuda":
         refusal = cuda_refusal(options.part)
         if refusal:

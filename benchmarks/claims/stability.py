@@ -1,0 +1,273 @@
+"""Claims about what training withstands: initial weights, depth, scales, and what happens inside."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from benchmarks.claims.decide import Test
+from benchmarks.claims.probes import SCALES, Drift
+from benchmarks.claims.runs import NORMS, Grid
+from benchmarks.claims.speed import FASTER, RATE_AXIS, SWEEP, WHY_FASTER
+from benchmarks.claims.study import (
+    Findings,
+    Line,
+    Plot,
+    Results,
+    best,
+    by,
+    claim,
+    last_score,
+    steps_to_score,
+    tuned,
+)
+
+INITS = (0.1, 0.3, 1.0, 3.0, 10.0)
+INIT_RATES = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+POINT = Test("points", 1.0)
+WHY_POINT = "One digit in a hundred: about what one seed differs from the next."
+SCORE = "test digits right, %"
+
+
+@claim(
+    "robust-to-initialization",
+    says="Normalization makes training less sensitive to how the weights are initialized.",
+    tests={"batch": POINT, "layer": POINT},
+    why_smallest=WHY_POINT,
+    grids={"inits": Grid(norm=NORMS, init=INITS, rate=INIT_RATES)},
+)
+def robust_to_initialization(results: Results) -> Findings:
+    """The nets of converges-faster with all initial weights times 0.1, 0.3, 1, 3 and 10 (1 is He's initialization).
+    Each net has, at each of these scales, the best of eight learning rates from 0.0001 to 0.3. The effect is the test
+    score after 300 steps, averaged over the scales, minus that of the plain net.
+    """
+    scores = results.each("inits", last_score)
+    fair = tuned(scores)
+    mean = fair.mean(axis=1)
+    return Findings(
+        effects={norm: mean[i] - mean[0] for i, norm in enumerate(NORMS) if i},
+        metrics={
+            "mean score in %, tuned": by(NORMS, mean),
+            "mean score in %, all at 0.03": by(NORMS, scores[:, :, INIT_RATES.index(0.03)].mean(axis=1)),
+            "score in % by scale, tuned": {norm: by(INITS, fair[i]) for i, norm in enumerate(NORMS)},
+        },
+        plots=[
+            Plot(
+                "scale of the initial weights",
+                f"{SCORE}, each at its best rate",
+                [Line(norm, INITS, fair[i].T) for i, norm in enumerate(NORMS)],
+                log_x=True,
+            )
+        ],
+    )
+
+
+WATCHED = 100
+LEVEL = Test("doublings", np.log2(1.1))
+
+
+@claim(
+    "stable-gradients",
+    says="Normalization stabilizes the gradients: they fluctuate less, and neither vanish nor explode.",
+    tests={
+        f"{norm}, {what}": LEVEL
+        for norm in NORMS[1:]
+        for what in ("fluctuates less over steps", "differs less between layers")
+    },
+    why_smallest="A tenth less.",
+    grids={"deep": Grid(norm=NORMS, depth=16, rate=0.01, watch="gradients")},
+)
+def stable_gradients(results: Results) -> Findings:
+    """Nets of sixteen hidden layers of 64 relu units, all at a rate of 0.01 (the plain net's best in a pilot), and the
+    norm of the loss's gradient by each weight matrix in each of the first 100 steps. Over steps: the mean of
+    |log2(norm / norm one step before)|. Between layers: log2(largest / smallest norm of the sixteen), averaged over
+    steps. The effects are log2(plain net's / normalized net's) of the one, and the plain net's minus the normalized
+    one's of the other.
+    """
+    gradients = results.each("deep", lambda record: np.array(record["gradients"])[:WATCHED, :16])
+    gradients = np.maximum(gradients, 1e-30)  # of a net that is dead: log2 needs a number
+    logs = np.log2(gradients)  # (norm, seed, step, layer)
+    over_steps = np.abs(np.diff(logs, axis=2)).mean(axis=(2, 3))
+    between = (logs.max(axis=3) - logs.min(axis=3)).mean(axis=2)
+    effects = {}
+    for i, norm in enumerate(NORMS[1:], 1):
+        effects[f"{norm}, fluctuates less over steps"] = np.log2(over_steps[0] / over_steps[i])
+        effects[f"{norm}, differs less between layers"] = between[0] - between[i]
+    first = gradients[:, :, 0]
+    return Findings(
+        effects=effects,
+        metrics={
+            "mean |log2 change| per step": by(NORMS, over_steps),
+            "log2(largest / smallest layer)": by(NORMS, between),
+            "first layer / last, in step 1": by(NORMS, first[..., 0] / first[..., -1], np.median),
+        },
+        plots=[
+            Plot(
+                "layer",
+                "gradient's norm in step 1",
+                [Line(norm, range(1, 17), first[i]) for i, norm in enumerate(NORMS)],
+                log_y=True,
+            ),
+            Plot(
+                "step",
+                "gradient's norm, first layer",
+                [Line(norm, range(1, WATCHED + 1), gradients[i, :, :, 0]) for i, norm in enumerate(NORMS)],
+                log_y=True,
+            ),
+        ],
+    )
+
+
+FACTORS = (0.01, 0.1, 10.0, 100.0)
+SAME = Test("points", 1.0, denies=True)
+
+
+@claim(
+    "scale-invariance",
+    says="Normalization makes a net indifferent to the scale of its inputs and of its weights.",
+    tests={
+        f"{norm}, {what}": SAME
+        for norm in NORMS[1:]
+        for what in ("trained on rescaled inputs", "tested on rescaled inputs", "weights rescaled")
+    },
+    why_smallest=WHY_POINT + " Less than that lost on average is taken for indifference.",
+    grids={
+        "trained": Grid(norm=NORMS, rate=0.03, watch="scales"),
+        "rescaled": Grid(norm=NORMS, rate=0.03, scale=FACTORS),
+    },
+)
+def scale_invariance(results: Results) -> Findings:
+    """The nets of converges-faster at a rate of 0.03. Trained on rescaled inputs: training and test digits times 0.01,
+    0.1, 10 or 100. Tested on rescaled inputs: the trained net gets test digits times 0.1 to 10. Weights rescaled: so
+    are the trained net's hidden weight matrices, and not the biases. What is said denies an effect, which is the test
+    score without rescaling minus the mean score with it.
+    """
+    usual = results.each("trained", last_score)
+    others = [i for i, scale in enumerate(SCALES) if scale != 1]
+    inputs = results.each("trained", lambda record: record["scaled_inputs"])
+    weights = results.each("trained", lambda record: record["scaled_weights"])
+    trained = results.each("rescaled", last_score)
+    lost = {
+        "trained on rescaled inputs": usual - trained.mean(axis=1),
+        "tested on rescaled inputs": usual - inputs[..., others].mean(axis=-1),
+        "weights rescaled": usual - weights[..., others].mean(axis=-1),
+    }
+    every_factor = sorted((*FACTORS, 1.0))
+    everywhere = np.insert(trained, every_factor.index(1.0), usual, axis=1)
+    return Findings(
+        effects={f"{norm}, {what}": loss[i] for i, norm in enumerate(NORMS) if i for what, loss in lost.items()},
+        metrics={f"points lost, {what}": by(NORMS, loss) for what, loss in lost.items()},
+        plots=[
+            Plot(x, SCORE, [Line(norm, at, values[i]) for i, norm in enumerate(NORMS)], log_x=True)
+            for x, at, values in (
+                ("scale of all inputs, in training too", every_factor, np.swapaxes(everywhere, 1, 2)),
+                ("scale of the test inputs", SCALES, inputs),
+                ("scale of the hidden weights", SCALES, weights),
+            )
+        ],
+    )
+
+
+DEPTHS = (2, 4, 8, 16, 32)
+
+
+@claim(
+    "deeper-networks",
+    says="Normalization makes deeper networks trainable.",
+    tests={"batch": POINT, "layer": POINT},
+    why_smallest=WHY_POINT,
+    grids={
+        "2, 4, 8": Grid(norm=NORMS, depth=(2, 4, 8), rate=(0.01, 0.03, 0.1, 0.3)),
+        "16": Grid(norm=NORMS, depth=(16,), rate=(0.001, 0.003, 0.01, 0.03)),
+        "32": Grid(norm=NORMS, depth=(32,), rate=(0.0003, 0.001, 0.003, 0.01)),
+    },
+)
+def deeper_networks(results: Results) -> Findings:
+    """The nets of converges-faster with 2, 4, 8, 16 and 32 hidden layers. Each net has, at each depth, the best of
+    four learning rates: from 0.01 to 0.3, with 16 layers from 0.001 to 0.03, with 32 from 0.0003 to 0.01. The effect
+    is the test score after 300 steps, averaged over 16 and 32 layers, minus that of the plain net, which starts from
+    He's initialization.
+    """
+    fair = np.concatenate([tuned(results.each(grid, last_score)) for grid in results.claim.grids], axis=1)
+    deep = fair[:, DEPTHS.index(16) :].mean(axis=1)
+    return Findings(
+        effects={norm: deep[i] - deep[0] for i, norm in enumerate(NORMS) if i},
+        metrics={"score in % by depth, tuned": {norm: by(DEPTHS, fair[i]) for i, norm in enumerate(NORMS)}},
+        plots=[
+            Plot(
+                "hidden layers",
+                f"{SCORE}, each at its best rate",
+                [Line(norm, DEPTHS, fair[i].T) for i, norm in enumerate(NORMS)],
+                log_x=True,
+            )
+        ],
+    )
+
+
+SHIFT_RATES = (0.01, 0.03, 0.1, 0.3)
+
+
+@claim(
+    "reduces-covariate-shift",
+    says="Normalization reduces internal covariate shift, the drift of each layer's inputs during training, "
+    "and that is why it helps.",
+    tests={"batch, drifts less": LEVEL, "layer, drifts less": LEVEL, "batch, drift is why": FASTER},
+    why_smallest="A tenth less drift. " + WHY_FASTER,
+    grids={
+        "drift": Grid(norm=NORMS, rate=0.03, watch="drift"),
+        "shifted": Grid(norm="batch", shift=0.5, rate=SHIFT_RATES),
+        "sweep": SWEEP,
+    },
+)
+def reduces_covariate_shift(results: Results) -> Findings:
+    """The nets of converges-faster. Drifts less: how far the mean and deviation of each unit of a layer's input move
+    in ten steps, relative to the layer's deviation, averaged over layers and 300 steps, all nets at a rate of 0.03;
+    the effect is log2(plain net's / normalized net's). Drift is why: after each batch norm every unit is scaled and
+    shifted by random numbers that change in every step (deviation 0.5), so that the shift returns. If the drift were
+    why batch norm helps, this net would have to lose what batch norm gains, and be slower than the plain one: the
+    effect is log2(steps to 95 % of this net / of the plain net), each at its best rate.
+    """
+    drift = results.each("drift", lambda record: record["drift"])
+    mean = drift.mean(axis=2)
+
+    def to_score(record):
+        return steps_to_score(record, 95)
+
+    steps = tuned(results.each("sweep", to_score), least=True)
+    shifted = results.each("shifted", to_score)
+    shifted_steps = tuned(shifted, least=True)
+    chosen = best(shifted, least=True)
+    scores = results.each("shifted", lambda record: record["score"])
+    return Findings(
+        effects={
+            "batch, drifts less": np.log2(mean[0] / mean[1]),
+            "layer, drifts less": np.log2(mean[0] / mean[2]),
+            "batch, drift is why": np.log2(shifted_steps / steps[0]),
+        },
+        metrics={
+            "drift in ten steps": by(NORMS, mean),
+            "steps to 95 %, tuned": {
+                **by(NORMS, steps, np.median),
+                "batch with shifts": float(np.median(shifted_steps)),
+            },
+            "score in % after 300 steps, batch with shifts": float(
+                np.mean([scores[chosen[s], s, -1] for s in range(len(results.seeds))])
+            ),
+        },
+        plots=[
+            Plot(
+                "steps",
+                "drift in ten steps",
+                [
+                    Line(norm, range(Drift.EVERY, drift.shape[2] * Drift.EVERY + 1, Drift.EVERY), drift[i])
+                    for i, norm in enumerate(NORMS)
+                ],
+                log_y=True,
+            ),
+            Plot(
+                RATE_AXIS,
+                "steps to 95 % right, with shifts",
+                [Line("batch with shifts", SHIFT_RATES, shifted.T)],
+                log_x=True,
+            ),
+        ],
+    )
