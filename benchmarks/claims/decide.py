@@ -8,9 +8,9 @@ is said. Its mean is estimated with an interval that inverts the exact paired si
 - it is **absent** where the whole interval is below that smallest effect, be it nothing, little or the opposite;
 - else nothing is known.
 
-A test that affirms is supported by an effect that is there and contradicted by one that is absent; one that denies, the
-other way round. A claim of several tests holds as a sentence does: "and" is contradicted by any of them and supported by
-all, "or" the other way round.
+A test that affirms is supported by an effect that is there and contradicted by one that is absent; one that denies,
+the other way round. A claim of several tests holds as a sentence does: "and" is contradicted by any of them and
+supported by all, "or" the other way round.
 
 All tests of the study together call an effect there that is not with a probability of at most `ALPHA` (Bonferroni: each
 has ALPHA / number of tests, however many of them are run, so that a claim run alone gets the verdict of the whole

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -101,7 +102,7 @@ def _mlp(run: Run, rng: np.random.Generator, noise: np.random.Generator, dtype: 
     gain = run.init * ACTIVATIONS[run.activation].gain
     widths = [*task.shape, *[run.width] * run.depth]
     layers: list[Any] = [make_norm(run.norm, widths[0], dtype=dtype)] if run.place == "before+input" else []
-    for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+    for inputs, outputs in pairwise(widths):
         layers += _block(run, Linear(inputs, outputs, rng, gain), outputs, noise, dtype)
     layers.append(Linear(widths[-1], task.outputs, rng, run.init))
     if run.place == "before+output":
