@@ -30,8 +30,8 @@ PARTS = {
     "claims": "train small nets to see what is true of what is said about norms; with --quick, --only, --output",
 }
 
-OTHER_BENCHMARKS = 5
-"""asv benchmarks beside the table's: import, two first calls, two memory peaks."""
+OTHER_BENCHMARKS = 10
+"""asv benchmarks beside the table's: import, two first calls, two memory peaks, five nets that learn."""
 
 ASV_CELL_SECONDS = 2.5
 

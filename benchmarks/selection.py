@@ -29,7 +29,7 @@ SIZES = ("small", "cache", "memory")
 HUGE_BYTES = 1 << 28
 """A larger x is timed only with --full or where its shape is asked for: its reference takes gigabytes."""
 
-STARTUP_BENCHMARKS = ("startup.Import", "startup.FirstCall", "memory.Peak")
+STARTUP_BENCHMARKS = ("startup.Import", "startup.FirstCall", "memory.Peak", "learning.Learning")
 """Prefixes of the benchmarks that are not cells of the table."""
 
 FULL_STARTUP_BENCHMARKS = (*STARTUP_BENCHMARKS, "startup.CompileKernel", "startup.EveryKernel")

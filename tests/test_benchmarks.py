@@ -21,6 +21,7 @@ from benchmarks import (
     figures,
     history,
     job,
+    learning,
     measure,
     memory,
     numpy_peer,
@@ -92,6 +93,26 @@ def test_suite_skips_what_an_old_commit_lacks(monkeypatch: pytest.MonkeyPatch) -
         memory.PeakLayerNorm().setup("2x3")
 
 
+def test_learning_benchmarks_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn")
+    monkeypatch.setattr(learning, "SEEDS", range(1))
+    steps = {}
+    for net in learning.NETS:
+        instance = learning.Learning()
+        instance.setup(net)
+        steps[net] = instance.track_steps(net)
+    assert steps["mlp batch"] < steps["mlp none"] / 1.5
+    assert max(steps.values()) < 300  # where the runs end
+
+
+def test_learning_benchmarks_skip_what_an_environment_or_an_old_commit_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for missing in ("sklearn.datasets", "normnumba.layers"):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, missing, None)
+            with pytest.raises(NotImplementedError, match=missing):
+                learning.Learning().setup("mlp none")
+
+
 @pytest.mark.parametrize("benchmarks", [memory.PeakLayerNorm, memory.PeakBatchNorm])
 def test_memory_benchmarks_run(benchmarks: type) -> None:
     shape = "6x4" if benchmarks is memory.PeakLayerNorm else "2x3x4x4"
@@ -143,6 +164,7 @@ print(json.dumps([benchmark.name for benchmark in disc_benchmarks("benchmarks")]
     done = subprocess.run([sys.executable, "-c", code], cwd=asv_run.ROOT, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
     assert sorted(found) == [
+        "learning.Learning.track_steps",
         "memory.PeakBatchNorm.peakmem_batch_norm_forward",
         "memory.PeakLayerNorm.peakmem_layer_norm_forward",
         "startup.CompileKernel.track_compile",
@@ -185,6 +207,7 @@ def benchmark_names() -> list[str]:
     ]
     names += [f"startup.CompileKernel.track_compile({kernel!r})" for kernel in startup.KERNELS]
     names += ["startup.EveryKernel.track_compile", "startup.EveryKernel.track_load"]
+    names += [f"learning.Learning.track_steps({net!r})" for net in learning.NETS]
     return [*names, "memory.PeakBatchNorm.peakmem_batch_norm_forward('32x256x64x64')"]
 
 
