@@ -26,7 +26,7 @@ PARTS = {
     "peers": "time normnumba, NumPy, torch, JAX and ONNX Runtime side by side, next to the streaming ceiling",
     "ceiling": "measure how fast this machine reads, copies and adds",
     "report": "write reports/index.html from what is there",
-    "readme": "write the table of results into README.md",
+    "readme": "write the tables of results and of claims into README.md",
     "claims": "train small nets to see what is true of what is said about norms; with --quick, --only, --output",
 }
 
@@ -269,22 +269,41 @@ class Job:
         return DONE
 
     def readme(self) -> int:
+        return max(self._readme_results(), self._readme_claims())
+
+    def _readme_results(self) -> int:
         from benchmarks import readme, report
 
         peers = report.load(self.options.output / "peers.json")
         if peers is None:
-            self.console.print("[red]No peers.json of this version: run `python -m benchmarks peers` first.")
-            return FAILED
+            return self._refuse("No peers.json of this version: run `python -m benchmarks peers` first.")
         if peers["mode"] == "quick" or peers["selection"]:
-            self.console.print("[red]peers.json is of a quick or filtered run; the README shows whole runs only.")
-            return FAILED
+            return self._refuse("peers.json is of a quick or filtered run; the README shows whole runs only.")
         unsteady = sum(map(figures.unsteady, peers["cases"]))
         if unsteady > len(peers["cases"]) / 4:
-            self.console.print(f"[red]{unsteady} of {len(peers['cases'])} cases were unsteady: nothing for a README.")
-            return FAILED
-        message = readme.update(asv_run.ROOT / "README.md", peers)
-        self.console.print(message, markup=False)
-        return FAILED if "no table written" in message else DONE
+            return self._refuse(f"{unsteady} of {len(peers['cases'])} cases were unsteady: nothing for a README.")
+        return self._write_section("results", readme.results(peers))
+
+    def _readme_claims(self) -> int:
+        from benchmarks import readme
+        from benchmarks.claims import command
+
+        entries = list(command.load(self.options.output).values())
+        if len(entries) < len(command.CLAIMS) or any(entry["preliminary"] for entry in entries):
+            return self._refuse("claims.json is missing, partial or preliminary: run `python -m benchmarks claims`.")
+        return self._write_section("claims", readme.claims(entries))
+
+    def _write_section(self, section: str, text: str) -> int:
+        from benchmarks import readme
+
+        if not readme.update(asv_run.ROOT / "README.md", section, text):
+            return self._refuse(f"README.md has no markers '{section}:begin' and '{section}:end': nothing written.")
+        self.console.print(f"README.md: {section} written.")
+        return DONE
+
+    def _refuse(self, why: str) -> int:
+        self.console.print(why, style="red", markup=False, highlight=False)
+        return FAILED
 
     def claims(self) -> int:
         from benchmarks.claims import command

@@ -1,14 +1,12 @@
-"""The table of results in README.md, written between two markers from reports/peers.json."""
+"""The tables in README.md, written between markers from reports/peers.json and reports/claims.json."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import figures
-
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-
 
 PACKAGES = ("numba", "numpy", "torch", "jax", "onnxruntime")
 
@@ -23,7 +21,7 @@ def _lost(tally: figures.Tally | None) -> str:
     return f"{len(tally.slower)} of {tally.count}" if tally else "-"
 
 
-def table(peers: dict[str, Any]) -> str:
+def results(peers: dict[str, Any]) -> str:
     """One row an op: how it compares over the shapes it was timed on."""
     lines = [
         "| op | shapes | against the fastest peer | slower in | against torch | slower in | against NumPy "
@@ -51,13 +49,27 @@ def table(peers: dict[str, Any]) -> str:
     return "\n".join([*lines, "", note])
 
 
-def update(readme: Path, peers: dict[str, Any]) -> str:
-    """Rewrite the table in `readme`, and say what was done; nothing is touched where a marker is missing."""
-    if not readme.exists():
-        return f"{readme.name} does not exist: no table written."
-    before, begin, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        return f"{readme.name} has no line '{BEGIN}' followed by '{END}': no table written."
-    readme.write_text(f"{before}{BEGIN}\n{table(peers)}\n{END}{after}", encoding="utf-8")
-    return f"{readme.name}: table written from {len(peers['cases'])} cases."
+def claims(entries: Sequence[dict[str, Any]]) -> str:
+    """Which claims got which verdict."""
+    lines = ["| verdict | what is said about batch norm and layer norm |", "|---|---|"]
+    for verdict in ("supported", "contradicted", "undecided"):
+        ids = [f"`{entry['id']}`" for entry in entries if entry["verdict"] == verdict]
+        lines.append(f"| {len(ids)} {verdict} | {', '.join(ids) or '-'} |")
+    source = entries[0]["source"]
+    seeds = min(entry["n_seeds"] for entry in entries)
+    note = (
+        f"{seeds} seeds, {source['cpu']}, {source['date'][:10]}. Most claims have several tests, often one for each "
+        "norm, and any of them contradicts the whole. Every test, its effect and its interval: `reports/claims.html`."
+    )
+    return "\n".join([*lines, "", note])
+
+
+def update(readme: Path, section: str, text: str) -> bool:
+    """Write `text` between the markers of a section of `readme`; False, and nothing touched, where there are none."""
+    begin, end = (f"<!-- {section}:{mark} -->" for mark in ("begin", "end"))
+    before, found, rest = (readme.read_text(encoding="utf-8") if readme.exists() else "").partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        return False
+    readme.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+    return True

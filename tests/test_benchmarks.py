@@ -795,16 +795,18 @@ def test_how_numbers_are_written() -> None:
 
 def test_readme_table(tmp_path: Path) -> None:
     path = tmp_path / "README.md"
-    assert "does not exist" in readme.update(path, PEERS)
-    path.write_text("before\n")
-    assert "no table written" in readme.update(path, PEERS)
-    assert path.read_text() == "before\n"
+    text = readme.results(PEERS)
+    assert not readme.update(path, "results", text)
+    assert not path.exists()
+    path.write_text("before\n<!-- claims:begin -->\n<!-- claims:end -->")
+    assert not readme.update(path, "results", text)
+    assert path.read_text() == "before\n<!-- claims:begin -->\n<!-- claims:end -->"
 
-    path.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")
-    readme.update(path, PEERS)
+    path.write_text("before\n<!-- results:begin -->\nold\n<!-- results:end -->\nafter\n")
+    assert readme.update(path, "results", text)
     once = path.read_text()
     assert once.startswith("before\n")
-    assert once.endswith(f"{readme.END}\nafter\n")
+    assert once.endswith("<!-- results:end -->\nafter\n")
     assert "old" not in once
     fastest, torch, numpy = (
         "1.25x (0.50x to 2.00x) | 1 of 2",
@@ -814,5 +816,14 @@ def test_readme_table(tmp_path: Path) -> None:
     assert f"| `layer_norm_forward` | 2 | {fastest} | {torch} | {numpy} | 80 % |" in once
     assert f"| `batch_norm_forward` | 1 | - | - | - | - | {numpy} | 80 % |" in once
     assert "The fastest peer of a shape is one of torch eager, torch.compile, JAX jit." in once
-    readme.update(path, PEERS)
+    readme.update(path, "results", text)
     assert path.read_text() == once
+
+
+def test_readme_claims() -> None:
+    source = {"cpu": "some CPU", "date": "2026-01-02 03:04 UTC"}
+    verdicts = {"one": "supported", "two": "contradicted", "three": "supported"}
+    entries = [{"id": id, "verdict": verdict, "n_seeds": 20, "source": source} for id, verdict in verdicts.items()]
+    lines = readme.claims(entries).splitlines()
+    assert lines[2:5] == ["| 2 supported | `one`, `three` |", "| 1 contradicted | `two` |", "| 0 undecided | - |"]
+    assert lines[-1].startswith("20 seeds, some CPU, 2026-01-02.")
