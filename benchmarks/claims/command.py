@@ -100,7 +100,11 @@ def decisions(
 def entry(
     claim: Claim, findings: Findings, made: Sequence[Decision], seeds: Sequence[int], quick: bool
 ) -> dict[str, Any]:
-    """What claims.json has about a claim."""
+    """What claims.json has about a claim.
+
+    All of it repeats bit for bit on the same machine but `timings` and the source's date, and where `timed` is true,
+    what is decided from seconds: the verdict with its effects and intervals, and plots that are `timed`.
+    """
     settled = combine(made, claim.every)
     return {
         "id": claim.id,

@@ -49,7 +49,14 @@ class Plot:
 
     def as_dict(self) -> dict[str, Any]:
         lines = [line.as_dict() for line in self.lines]
-        return {"x": self.x, "y": self.y, "log_x": self.log_x, "log_y": self.log_y, "lines": lines}
+        return {
+            "x": self.x,
+            "y": self.y,
+            "log_x": self.log_x,
+            "log_y": self.log_y,
+            "timed": self.timed,
+            "lines": lines,
+        }
 
 
 def _short(values: Array) -> list[float]:
