@@ -308,8 +308,10 @@ class Job:
     def claims(self) -> int:
         from benchmarks.claims import command
 
-        ids = self.options.only.split(",") if self.options.only else []
+        ids = [id.strip() for id in (self.options.only or "").split(",") if id.strip()]
         try:
+            if self.options.only is not None and not ids:
+                raise ValueError(f"--only names no claim; there are {', '.join(command.CLAIMS)}")
             command.choose(ids)
         except ValueError as error:
             self.console.print(f"{error}", style="red", markup=False, highlight=False)
@@ -433,7 +435,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not console.is_terminal:
         console = Console(width=140)  # a log has no width, and rich would cut the tables at 80
     job = Job(options, console)
-    if (options.part == "claims" and (job.filtered or options.full)) or (options.part != "claims" and options.only):
+    if (options.part == "claims" and (job.filtered or options.full)) or (
+        options.part != "claims" and options.only is not None
+    ):
         console.print("[red]claims takes --quick, --only and --output; --only is for claims alone.")
         return MISUSED
     if options.device == "cuda":

@@ -26,8 +26,11 @@ def load(path: Path) -> dict[str, Any] | None:
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    written = path.with_suffix(".tmp")
+    written.write_text(text + "\n", encoding="utf-8")
+    written.replace(path)  # at once: what was there stays until all is written
 
 
 def _grouped(cases: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

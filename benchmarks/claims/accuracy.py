@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from benchmarks.claims.decide import Test
-from benchmarks.claims.runs import NORMS, Grid
-from benchmarks.claims.speed import COMMON, RATE_AXIS, SWEEP
-from benchmarks.claims.study import Findings, Line, Plot, Record, Results, at, best, by, claim, last_score, tuned
+from benchmarks.claims.runs import NORMS, Grid, Tuned
+from benchmarks.claims.speed import RATE_AXIS, RATES, SWEEP, UNTUNED
+from benchmarks.claims.study import Findings, Line, Plot, Record, Results, by, claim, last_score
+from benchmarks.claims.training import EVERY
 
 HALF = Test("points", 0.5)
 WHY_HALF = "Half a point: two of the 359 test digits."
@@ -16,7 +19,7 @@ SCORE = "test digits right, %"
 FEW_RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
 DROPOUTS = (0.0, 0.1, 0.3, 0.5)
 DECAYS = (0.0, 0.001, 0.01)
-FEW = Grid(task="few digits", norm=NORMS, dropout=DROPOUTS, rate=FEW_RATES)
+FEW = Tuned(Grid(task="few digits", norm=NORMS, rate=FEW_RATES), last_score)
 """200 digits to train on, which every net learns by heart."""
 
 
@@ -31,7 +34,7 @@ def test_loss(record: Record) -> float:
     says="Normalization reduces overfitting: the gap between training and test accuracy is smaller.",
     tests={"batch": HALF, "layer": HALF},
     why_smallest=WHY_HALF,
-    grids={"few": Grid(task="few digits", norm=NORMS, rate=FEW_RATES)},
+    grids={"few": FEW},
 )
 def less_overfitting(results: Results) -> Findings:
     """The nets of converges-faster with 200 digits to train on instead of 1438, which all of them learn by heart in
@@ -39,26 +42,22 @@ def less_overfitting(results: Results) -> Findings:
     learning rate of five with its best test score. The effect is the plain net's gap minus the normalized one's.
     """
     scores = results.each("few", last_score)
-    chosen = best(scores)
-    training = at(results.each("few", lambda record: record["train_score"]), chosen)
-    gap = training - at(scores, chosen)
+    training = results.each("few", lambda record: record["train_score"])
+    gap = training - scores
     curves = results.each("few", lambda record: record["score"])
-    steps = range(10, 10 * curves.shape[3] + 1, 10)
+    steps = range(EVERY, EVERY * curves.shape[2] + 1, EVERY)
     return Findings(
         effects={norm: gap[0] - gap[i] for i, norm in enumerate(NORMS) if i},
         metrics={
             "gap in points, tuned": by(NORMS, gap),
             "training score in %": by(NORMS, training),
-            "test score in %": by(NORMS, at(scores, chosen)),
+            "test score in %": by(NORMS, scores),
         },
         plots=[
             Plot(
                 "steps",
                 f"{SCORE}, 200 to train on",
-                [
-                    Line(norm, steps, np.array([curves[i, chosen[i, s], s] for s in range(len(results.seeds))]))
-                    for i, norm in enumerate(NORMS)
-                ],
+                [Line(norm, steps, curves[i]) for i, norm in enumerate(NORMS)],
             )
         ],
     )
@@ -69,27 +68,26 @@ def less_overfitting(results: Results) -> Findings:
     says="Normalization generalizes better: the validation accuracy rises, from 85 % to 91 % say.",
     tests={"batch": HALF, "layer": HALF},
     why_smallest=WHY_HALF + " The text that gives numbers claims six points.",
-    grids={"sweep": SWEEP, "few": Grid(task="few digits", norm=NORMS, rate=FEW_RATES)},
+    grids={"tuned": Tuned(SWEEP, last_score), "few": FEW, "untuned": UNTUNED},
 )
 def better_generalization(results: Results) -> Findings:
     """The nets of converges-faster, and the test score after 300 steps, each net at the best of twelve learning rates.
     The effect is the normalized net's score minus the plain one's. Beside it: all at 0.03, the plain net's best rate
     in a pilot, and the same with 200 digits to train on.
     """
-    scores = results.each("sweep", last_score)
-    fair, few = tuned(scores), tuned(results.each("few", last_score))
+    scores, sweep = results.each("tuned", last_score), results.sweep("tuned", last_score)
     return Findings(
-        effects={norm: fair[i] - fair[0] for i, norm in enumerate(NORMS) if i},
+        effects={norm: scores[i] - scores[0] for i, norm in enumerate(NORMS) if i},
         metrics={
-            "score in %, tuned": by(NORMS, fair),
-            "score in %, all at 0.03": by(NORMS, scores[:, COMMON]),
-            "score in %, 200 to train on, tuned": by(NORMS, few),
+            "score in %, tuned": by(NORMS, scores),
+            "score in %, all at 0.03": by(NORMS, results.each("untuned", last_score)),
+            "score in %, 200 to train on, tuned": by(NORMS, results.each("few", last_score)),
         },
         plots=[
             Plot(
                 RATE_AXIS,
                 SCORE,
-                [Line(norm, SWEEP.axes["rate"], scores[i].T) for i, norm in enumerate(NORMS)],
+                [Line(norm, RATES, sweep[i].T) for i, norm in enumerate(NORMS)],
                 log_x=True,
             )
         ],
@@ -104,7 +102,12 @@ LESS = Test("doublings", np.log2(1.1))
     says="Batch norm acts as a regularizer: the noise of the batches lowers the test loss, and dropout is needed less.",
     tests={"lower test loss": LESS, "dropout gains less": LESS},
     why_smallest="A tenth of the test loss.",
-    grids={"few": FEW},
+    grids={
+        "each": Tuned(Grid(task="few digits", norm=NORMS, dropout=DROPOUTS, rate=FEW_RATES), test_loss, least=True),
+        "best": Tuned(
+            Grid(task="few digits", norm=NORMS, dropout=DROPOUTS[1:], rate=FEW_RATES), test_loss, least=True, over=2
+        ),
+    },
 )
 def acts_as_regularizer(results: Results) -> Findings:
     """The nets of less-overfitting, trained on 200 digits, without dropout and with rates of 0.1, 0.3 and 0.5 after
@@ -112,9 +115,8 @@ def acts_as_regularizer(results: Results) -> Findings:
     it. The effects: log2(plain net's / batch norm's test loss) without dropout; and how much more the plain net gains
     by dropout than the one with batch norm, where a gain is log2(loss without / loss with).
     """
-    losses = results.each("few", test_loss)  # (norm, dropout, rate, seed)
-    fair = tuned(losses, least=True)
-    without, with_dropout = fair[:, 0], tuned(losses[:, 1:], least=True, axes=2)
+    losses = results.each("each", test_loss)  # (norm, dropout, seed)
+    without, with_dropout = losses[:, 0], results.each("best", test_loss)
     gain = np.log2(without / with_dropout)
     return Findings(
         effects={"lower test loss": np.log2(without[0] / without[1]), "dropout gains less": gain[0] - gain[1]},
@@ -127,11 +129,16 @@ def acts_as_regularizer(results: Results) -> Findings:
             Plot(
                 "dropout",
                 "test loss, each at its best rate",
-                [Line(norm, DROPOUTS, fair[i].T) for i, norm in enumerate(NORMS)],
+                [Line(norm, DROPOUTS, losses[i].T) for i, norm in enumerate(NORMS)],
                 log_y=True,
             )
         ],
     )
+
+
+def _regularized(dropout: Any, decay: Any, over: int) -> Tuned:
+    grid = Grid(task="few digits", norm="batch", dropout=dropout, decay=decay, rate=FEW_RATES)
+    return Tuned(grid, last_score, over=over)
 
 
 @claim(
@@ -139,7 +146,12 @@ def acts_as_regularizer(results: Results) -> Findings:
     says="Batch norm does not replace dropout and weight decay: they complement it.",
     tests={"dropout adds": HALF, "weight decay adds": HALF, "both add": HALF},
     why_smallest=WHY_HALF,
-    grids={"few": Grid(task="few digits", norm="batch", dropout=DROPOUTS, decay=DECAYS, rate=FEW_RATES)},
+    grids={
+        "each": _regularized(DROPOUTS, DECAYS, over=1),
+        "dropout adds": _regularized(DROPOUTS[1:], 0.0, over=2),
+        "weight decay adds": _regularized(0.0, DECAYS[1:], over=2),
+        "both add": _regularized(DROPOUTS[1:], DECAYS[1:], over=3),
+    },
 )
 def not_a_replacement(results: Results) -> Findings:
     """The net with batch norm of less-overfitting, trained on 200 digits, with dropout of 0, 0.1, 0.3 and 0.5 and
@@ -147,25 +159,20 @@ def not_a_replacement(results: Results) -> Findings:
     strength. The effects are the test score after 300 steps with dropout, with weight decay, and with both, minus that
     of batch norm alone.
     """
-    scores = results.each("few", last_score)  # (dropout, decay, rate, seed)
-    alone = tuned(scores[0, 0])
-    added = {
-        "dropout adds": tuned(scores[1:, 0], axes=2),
-        "weight decay adds": tuned(scores[0, 1:], axes=2),
-        "both add": tuned(scores[1:, 1:], axes=3),
-    }
-    fair = tuned(scores)
+    scores = results.each("each", last_score)  # (dropout, decay, seed)
+    alone = scores[0, 0]
+    added = {label: results.each(label, last_score) for label in results.claim.tests}
     return Findings(
-        effects={what: score - alone for what, score in added.items()},
+        effects={label: score - alone for label, score in added.items()},
         metrics={
             "score in %, batch norm alone": float(alone.mean()),
-            "score in %": by(added, list(added.values())),
+            "score in %": by(list(added), list(added.values())),
         },
         plots=[
             Plot(
                 "dropout",
                 f"{SCORE}, each at its best rate",
-                [Line(f"decay {decay:g}", DROPOUTS, fair[:, j].T) for j, decay in enumerate(DECAYS)],
+                [Line(f"decay {decay:g}", DROPOUTS, scores[:, j].T) for j, decay in enumerate(DECAYS)],
             )
         ],
     )
@@ -180,7 +187,10 @@ NO_GAIN = Test("points", 0.5, denies=True)
     says="Normalization is not always a gain: there are tasks where it makes no difference, or harms.",
     tests={f"{norm}, {task}": NO_GAIN for task in TASKS for norm in NORMS[1:]},
     why_smallest="Half a point.",
-    grids={task: Grid(task=task, norm=NORMS, depth=2, width=32, batch=32, steps=200, rate=FEW_RATES) for task in TASKS},
+    grids={
+        task: Tuned(Grid(task=task, norm=NORMS, depth=2, width=32, batch=32, steps=200, rate=FEW_RATES), last_score)
+        for task in TASKS
+    },
     every=False,
 )
 def not_always(results: Results) -> Findings:
@@ -192,9 +202,8 @@ def not_always(results: Results) -> Findings:
     """
     effects, scores, lines = {}, {}, []
     for task in TASKS:
-        score = results.each(task, last_score)
-        fair = tuned(score)
-        effects |= {f"{norm}, {task}": fair[i] - fair[0] for i, norm in enumerate(NORMS) if i}
-        scores[task] = by(NORMS, fair)
-        lines += [Line(f"{norm}, {task}", FEW_RATES, score[i].T) for i, norm in enumerate(NORMS)]
+        score, sweep = results.each(task, last_score), results.sweep(task, last_score)
+        effects |= {f"{norm}, {task}": score[i] - score[0] for i, norm in enumerate(NORMS) if i}
+        scores[task] = by(NORMS, score)
+        lines += [Line(f"{norm}, {task}", FEW_RATES, sweep[i].T) for i, norm in enumerate(NORMS)]
     return Findings(effects, {"score in %, tuned": scores}, [Plot(RATE_AXIS, "test score, %", lines, log_x=True)])

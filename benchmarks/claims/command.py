@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine
+from benchmarks import machine, report
 
 # The modules enter their claims into CLAIMS, in this order.
 from benchmarks.claims import accuracy, batches, networks, speed, stability  # noqa: F401
@@ -18,9 +18,11 @@ from benchmarks.claims.checks import every_check
 from benchmarks.claims.clock import step_seconds
 from benchmarks.claims.decide import Decision, combine, decide
 from benchmarks.claims.pool import Pool
-from benchmarks.claims.study import CLAIMS, Claim, Findings, Results
+from benchmarks.claims.runs import Run
+from benchmarks.claims.study import CLAIMS, Claim, Findings, Results, Seeds
 
-SEEDS, QUICK_SEEDS = range(20), range(3)
+SEEDS = Seeds(study=range(20), tuning=range(100, 110))
+QUICK_SEEDS = Seeds(study=range(3), tuning=range(100, 102))
 
 TESTS = sum(not test.exact for claim in CLAIMS.values() for test in claim.tests.values())
 """All tests of the study that chance has a part in: what `decide` corrects for, whichever of them are run."""
@@ -62,16 +64,23 @@ def check(progress: Progress) -> list[dict[str, Any]]:
     return found
 
 
-def measure(claims: Sequence[Claim], seeds: Sequence[int], pool: Pool, progress: Progress) -> dict[str, Findings]:
-    """Time, train, and what each claim makes of it."""
-    timed = list(dict.fromkeys(run for claim in claims for grid in claim.timed.values() for run in grid.runs(seeds)))
+def measure(
+    claims: Sequence[Claim], seeds: Seeds, pool: Pool, progress: Progress
+) -> tuple[dict[str, Findings], list[Run]]:
+    """Time, tune, train; what each claim makes of it, and all runs."""
+    timed = list(
+        dict.fromkeys(run for claim in claims for grid in claim.timed.values() for run in grid.runs(seeds.study))
+    )
     with progress("timing steps", len(timed)) as step:  # first, while nothing else runs
         seconds = step_seconds(timed, step)
-    runs = [run for claim in claims for run in claim.runs(seeds)]
-    missing = pool.missing(runs)
-    with progress(f"training {len(missing)} nets", len(missing)) as step:
-        pool.train(missing, step)
-    return {claim.id: claim.measure(Results(claim, seeds, pool, seconds)) for claim in claims}
+    results = [Results(claim, seeds, pool, seconds) for claim in claims]
+    runs: list[Run] = []
+    for phase in (Results.first, Results.second):
+        runs += [run for result in results for run in phase(result)]
+        missing = pool.missing(runs)
+        with progress(f"training {len(missing)} nets", len(missing)) as step:
+            pool.train(missing, step)
+    return {result.claim.id: result.claim.measure(result) for result in results}, runs
 
 
 def decisions(
@@ -97,9 +106,7 @@ def decisions(
     return made
 
 
-def entry(
-    claim: Claim, findings: Findings, made: Sequence[Decision], seeds: Sequence[int], quick: bool
-) -> dict[str, Any]:
+def entry(claim: Claim, findings: Findings, made: Sequence[Decision], seeds: Seeds, quick: bool) -> dict[str, Any]:
     """What claims.json has about a claim.
 
     All of it repeats bit for bit on the same machine but `timings` and the source's date, and where `timed` is true,
@@ -116,7 +123,8 @@ def entry(
         "effect": settled.effect,
         "unit": settled.test.unit,
         "confidence": settled.confidence,
-        "n_seeds": len(seeds),
+        "n_seeds": len(seeds.study),
+        "n_tuning_seeds": len(seeds.tuning),
         "method": claim.method,
         "rule": "all tests have to hold" if claim.every else "one test has to hold",
         "why_smallest": claim.why_smallest,
@@ -170,18 +178,15 @@ def study(
     was trained, for the next study if this one is interrupted; then it is removed, so that a repetition is one.
     """
     claims, seeds = choose(ids), QUICK_SEEDS if quick else SEEDS
+    known = load(folder) if len(claims) < len(CLAIMS) else {}
     pool = Pool(folder)
-    findings = measure(claims, seeds, pool, progress)
+    findings, runs = measure(claims, seeds, pool, progress)
     made = decisions(claims, findings, progress)
     of = source(origin)
     entries = [entry(claim, findings[claim.id], made[claim.id], seeds, quick) | {"source": of} for claim in claims]
-    known = load(folder) if len(claims) < len(CLAIMS) else {}
     merged = known | {found["id"]: found for found in entries}
-    content = {"format": FORMAT, "claims": [merged[id] for id in CLAIMS if id in merged]}
-    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / FILE).write_text(text + "\n", encoding="utf-8")
-    pool.forget()
+    report.save(folder / FILE, {"format": FORMAT, "claims": [merged[id] for id in CLAIMS if id in merged]})
+    pool.forget(runs)
     return entries
 
 

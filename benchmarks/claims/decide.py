@@ -1,7 +1,8 @@
 """The rule that turns one number for each seed into a verdict. It was fixed before any run that it judges.
 
 Each test is about an effect: the difference that a norm makes, seed by seed, signed so that more is in favour of what
-is said. Its mean is estimated with an interval that inverts the exact paired sign-flip test, and
+is said. Its mean is estimated with an interval that inverts the exact paired sign-flip test (exact where effects lie
+symmetrically about their mean; where a net dies on a few of the seeds, the interval is too narrow), and
 
 - the effect is **there** where the whole interval is above 0 and the mean is at least the smallest effect that is worth
   calling one;
@@ -14,8 +15,10 @@ supported by all, "or" the other way round.
 
 All tests of the study together call an effect there that is not with a probability of at most `ALPHA` (Bonferroni: each
 has ALPHA / number of tests, however many of them are run, so that a claim run alone gets the verdict of the whole
-study). With n seeds no sign-flip test has a p below 2 / 2^n, which for 61 tests asks for 12 seeds. With fewer, the
-interval is the widest that the test has, from the least to the largest seed, and the verdict is preliminary.
+study). What is tuned is tuned on other seeds, so that the effects of those that decide are independent.
+
+With n seeds no sign-flip test has a p below 2 / 2^n, which for 61 tests asks for 12 seeds. With fewer, the interval is
+the widest that the test has, from the least to the largest seed, and the verdict is preliminary.
 """
 
 from __future__ import annotations
@@ -29,6 +32,9 @@ import numpy as np
 Array = Any
 
 ALPHA = 0.05
+
+DIGITS = 9
+"""Behind the point, to which means are rounded: scores of some digits in 359 make sums that are 0 but for rounding."""
 
 SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
 _NOT = {SUPPORTED: CONTRADICTED, CONTRADICTED: SUPPORTED, UNDECIDED: UNDECIDED}
@@ -75,7 +81,7 @@ def interval(effects: Sequence[float], level: float) -> tuple[float, float, floa
     sums, sizes = np.zeros(1), np.zeros(1)
     for effect in effects:
         sums, sizes = np.concatenate([sums, sums + effect]), np.concatenate([sizes, sizes + 1])
-    means = np.sort(sums[1:] / sizes[1:])
+    means = np.round(np.sort(sums[1:] / sizes[1:]), DIGITS)
     cut = max(1, int(level / 2 * len(sums)))
     return float(means[cut - 1]), float(means[-cut]), 1 - 2 * cut / len(sums)
 
@@ -101,7 +107,7 @@ def decide(label: str, test: Test, effects: Sequence[float], tests: int) -> Deci
     effects = [float(effect) for effect in effects]
     if len(effects) < 2 or not np.all(np.isfinite(effects)):
         raise ValueError(f"{label}: needs a finite effect for each of two seeds and more, got {effects}")
-    mean = float(np.mean(effects))
+    mean = float(np.round(np.mean(effects), DIGITS))
     if test.exact:
         worst = max(map(abs, effects))
         verdict = CONTRADICTED if worst else SUPPORTED

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import normnumba
+from benchmarks import machine
 from benchmarks.claims.runs import Run
-from benchmarks.machine import version
+
+TRAINING = ("runs", "data", "layers", "models", "probes", "training")
+"""The modules that a record depends on: a measure that is mended does not discard what was trained."""
 
 
 def fingerprint() -> str:
-    """What the records depend on besides the run: the code and the versions."""
+    """What the records depend on besides the run: the code, the versions and the machine."""
+    from threadpoolctl import threadpool_info
+
     text = hashlib.sha256()
-    for folder in (Path(__file__).parent, Path(normnumba.__file__).parent):
-        for path in sorted(folder.rglob("*.py")):
-            text.update(path.read_bytes())
-    text.update(repr([version(package) for package in ("numpy", "numba", "scikit-learn")]).encode())
+    own = [Path(__file__).with_name(f"{name}.py") for name in TRAINING]
+    for path in (*own, *sorted(Path(normnumba.__file__).parent.rglob("*.py"))):
+        text.update(path.read_bytes())
+    versions = [machine.version(package) for package in ("numpy", "numba", "llvmlite", "scikit-learn")]
+    blas = [info.get("architecture") for info in threadpool_info()]
+    text.update(repr((versions, platform.python_version(), machine.cpu_model(), blas)).encode())
     return text.hexdigest()[:12]
 
 
@@ -35,11 +44,10 @@ class Pool:
     def __init__(self, folder: Path) -> None:
         self.path = folder / f"claims-runs-{fingerprint()}.jsonl"
         self.records: dict[str, dict[str, Any]] = {}
-        if self.path.exists():
-            for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
-                if line.endswith("\n"):  # the last one may have been cut short
-                    entry = json.loads(line)
-                    self.records[entry["run"]] = entry["record"]
+        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else ():
+            with suppress(json.JSONDecodeError):  # a study that was killed may have left half a line
+                entry = json.loads(line)
+                self.records[entry["run"]] = entry["record"]
 
     def missing(self, runs: Iterable[Run]) -> list[Run]:
         """What is not trained yet, without repetitions."""
@@ -53,26 +61,34 @@ class Pool:
         if not missing:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        whole = "".join(json.dumps({"run": key, "record": record}) + "\n" for key, record in self.records.items())
-        self.path.write_text(whole, encoding="utf-8")
         # One thread each, or the processes would be in each other's way and the bits depend on the machine.
         with (
             self.path.open("a", encoding="utf-8") as file,
             joblib.parallel_config(backend="loky", inner_max_num_threads=1),
         ):
+            file.write("\n")  # after half a line, if there is one
             parallel = joblib.Parallel(n_jobs=joblib.cpu_count(), return_as="generator_unordered")
             for run, record in parallel(joblib.delayed(_trained)(run) for run in missing):
                 self.records[run.key()] = record
-                file.write(json.dumps({"run": run.key(), "record": record}) + "\n")
+                file.write(_line(run.key(), record))
                 file.flush()
                 done(run.key())
 
     def __getitem__(self, run: Run) -> dict[str, Any]:
         return self.records[run.key()]
 
-    def forget(self) -> None:
-        """Remove the file: the next study trains anew, so that a repetition is one."""
-        self.path.unlink(missing_ok=True)
+    def forget(self, runs: Iterable[Run]) -> None:
+        """Remove these from the file: the next study trains them anew, so that a repetition is one."""
+        for run in runs:
+            self.records.pop(run.key(), None)
+        if self.records:
+            self.path.write_text("".join(map(_line, self.records, self.records.values())), encoding="utf-8")
+        else:
+            self.path.unlink(missing_ok=True)
+
+
+def _line(key: str, record: dict[str, Any]) -> str:
+    return json.dumps({"run": key, "record": record}) + "\n"
 
 
 def _trained(run: Run) -> tuple[Run, dict[str, Any]]:

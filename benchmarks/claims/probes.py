@@ -24,6 +24,11 @@ BATCHES = (2, 8, 32, 128)
 """Test batches whose own statistics are used."""
 
 
+def filled(values: list[Any], count: int) -> list[Any]:
+    """As many as a whole run has: one that diverged goes on with its last."""
+    return values + values[-1:] * (count - len(values))
+
+
 class Probe(Protocol):
     def __init__(self, training: Training) -> None: ...
 
@@ -38,14 +43,14 @@ class Gradients:
     """gradients: the norm of the loss's gradient by each weight matrix, in each step, from the first layer on."""
 
     def __init__(self, training: Training) -> None:
-        self.layers = training.network.linear()
+        self.layers, self.steps = training.network.linear(), training.run.steps
         self.norms: list[list[float]] = []
 
     def after(self, step: int) -> None:
         self.norms.append([float(np.linalg.norm(layer.dweight)) for layer in self.layers])
 
     def result(self) -> dict[str, Any]:
-        return {"gradients": self.norms}
+        return {"gradients": filled(self.norms, self.steps)}
 
 
 class Drift:
@@ -59,12 +64,11 @@ class Drift:
     EVERY = 10
 
     def __init__(self, training: Training) -> None:
-        self.network, self.x = training.network, training.data.x[:256]
+        self.network, self.x, self.steps = training.network, training.data.x[:256], training.run.steps
         self.moments: list[list[tuple[Array, Array]]] = [self._moments()]
 
     def _moments(self) -> list[tuple[Array, Array]]:
-        network = copy.deepcopy(self.network)  # or this would go into the running statistics
-        network.layers = [layer for layer in network.layers if type(layer).__name__ != "Shift"]
+        network = copy.deepcopy(self.network)  # or this would go into the running statistics, and draw numbers
         inputs = [x.astype(np.float64) for x in network.inputs_of_linear(self.x)][1:]
         return [(x.mean(axis=0), x.std(axis=0)) for x in inputs]
 
@@ -80,11 +84,15 @@ class Drift:
                 for (m0, s0), (m1, s1) in zip(before, after, strict=True)
             ]
             drift.append(float(np.mean(moves)))
-        return {"drift": drift}
+        return {"drift": filled(drift, self.steps // self.EVERY)}
 
 
 class Scales:
-    """scaled_inputs, scaled_weights: test scores when all inputs, or all hidden weight matrices, are times `SCALES`."""
+    """Test scores when all inputs, or all hidden weight matrices, are times `SCALES`.
+
+    scaled_inputs: in evaluation. own_scaled_inputs, own_scaled_weights: by the statistics of the test data itself,
+    which batch norm's invariance is about; running statistics are those of the inputs and weights that there were.
+    """
 
     def __init__(self, training: Training) -> None:
         self.training = training
@@ -93,17 +101,24 @@ class Scales:
         pass
 
     def result(self) -> dict[str, Any]:
-        network, data, score = self.training.network, self.training.data, self.training.task.score
-        inputs = [score(network.predict(scale * data.test_x), data.test_target) for scale in SCALES]
-        weights = []
-        kept = [layer.weight.copy() for layer in network.linear()[:-1]]
+        data, score = self.training.data, self.training.task.score
+        network = copy.deepcopy(self.training.network)
+        inputs = [network.predict(scale * data.test_x) for scale in SCALES]
+        own_inputs = [network(scale * data.test_x) for scale in SCALES]
+        hidden = network.linear()[:-1]
+        kept, own_weights = [layer.weight.copy() for layer in hidden], []
         for scale in SCALES:
-            for layer, weight in zip(network.linear()[:-1], kept, strict=True):
+            for layer, weight in zip(hidden, kept, strict=True):
                 layer.weight[...] = scale * weight
-            weights.append(score(network.predict(data.test_x), data.test_target))
-        for layer, weight in zip(network.linear()[:-1], kept, strict=True):
-            layer.weight[...] = weight
-        return {"scaled_inputs": inputs, "scaled_weights": weights}
+            own_weights.append(network(data.test_x))
+        return {
+            name: [score(outputs, data.test_target) for outputs in found]
+            for name, found in (
+                ("scaled_inputs", inputs),
+                ("own_scaled_inputs", own_inputs),
+                ("own_scaled_weights", own_weights),
+            )
+        }
 
 
 class Statistics:

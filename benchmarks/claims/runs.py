@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -49,7 +51,8 @@ class Run:
     def key(self) -> str:
         """What is not as usual, as JSON: the run's name on disk."""
         usual = asdict(Run())
-        return json.dumps({name: value for name, value in asdict(self).items() if value != usual[name]})
+        given = {name: type(usual[name])(value) for name, value in asdict(self).items()}  # 1 and 1.0 are one run
+        return json.dumps({name: value for name, value in given.items() if value != usual[name]})
 
 
 class Grid:
@@ -65,14 +68,52 @@ class Grid:
         self.axes = {name: value for name, value in settings.items() if isinstance(value, tuple)}
         self.base = Run(**{name: value for name, value in settings.items() if name not in self.axes})
 
-    def runs(self, seeds: Sequence[int]) -> list[Run]:
-        """In the order of the axes, the seeds varying fastest."""
-        return [
-            replace(self.base, **dict(zip(self.axes, values, strict=True)), seed=seed)
-            for values in itertools.product(*self.axes.values())
-            for seed in seeds
-        ]
-
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(len(values) for values in self.axes.values())
+
+    def settings(self) -> list[Run]:
+        """All combinations, the last axis varying fastest."""
+        return [
+            replace(self.base, **dict(zip(self.axes, values, strict=True)))
+            for values in itertools.product(*self.axes.values())
+        ]
+
+    def runs(self, seeds: Sequence[int]) -> list[Run]:
+        """Every combination with every seed, the seeds varying fastest."""
+        return seeded(self.settings(), seeds)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A grid whose last axes are set to what is best for each combination of the others, on seeds for that alone.
+
+    So every net has a fair chance, and what is chosen tells nothing about the seeds that decide.
+    """
+
+    grid: Grid
+    metric: Callable[[Mapping[str, Any]], float]
+    """Of a run's record: the best setting has the highest mean over the seeds."""
+    least: bool = False
+    """Or the lowest."""
+    over: int = 1
+    """How many of the last axes."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.grid.shape[: -self.over]
+
+    def best(self, records: Mapping[Run, Mapping[str, Any]], seeds: Sequence[int]) -> list[Run]:
+        """The settings that are best on these seeds, one for each combination of the other axes."""
+        means = {
+            run: statistics.mean(self.metric(records[again]) for again in seeded([run], seeds))
+            for run in self.grid.settings()
+        }
+        settings, choices = list(means), math.prod(self.grid.shape[-self.over :])
+        groups = [settings[first : first + choices] for first in range(0, len(settings), choices)]
+        return [(min if self.least else max)(group, key=means.__getitem__) for group in groups]
+
+
+def seeded(settings: Iterable[Run], seeds: Iterable[int]) -> list[Run]:
+    """Each of the settings with each of the seeds, which vary fastest."""
+    return [replace(run, seed=seed) for run in settings for seed in seeds]

@@ -6,20 +6,9 @@ import numpy as np
 
 from benchmarks.claims.decide import Test
 from benchmarks.claims.probes import SCALES, Drift
-from benchmarks.claims.runs import NORMS, Grid
-from benchmarks.claims.speed import FASTER, RATE_AXIS, SWEEP, WHY_FASTER
-from benchmarks.claims.study import (
-    Findings,
-    Line,
-    Plot,
-    Results,
-    best,
-    by,
-    claim,
-    last_score,
-    steps_to_score,
-    tuned,
-)
+from benchmarks.claims.runs import NORMS, Grid, Tuned
+from benchmarks.claims.speed import FASTER, RATE_AXIS, RATES, SWEEP, WHY_FASTER, to_score
+from benchmarks.claims.study import Findings, Line, Plot, Results, by, claim, last_score
 
 INITS = (0.1, 0.3, 1.0, 3.0, 10.0)
 INIT_RATES = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
@@ -33,21 +22,23 @@ SCORE = "test digits right, %"
     says="Normalization makes training less sensitive to how the weights are initialized.",
     tests={"batch": POINT, "layer": POINT},
     why_smallest=WHY_POINT,
-    grids={"inits": Grid(norm=NORMS, init=INITS, rate=INIT_RATES)},
+    grids={
+        "tuned": Tuned(Grid(norm=NORMS, init=INITS, rate=INIT_RATES), last_score),
+        "untuned": Grid(norm=NORMS, init=INITS, rate=0.03),
+    },
 )
 def robust_to_initialization(results: Results) -> Findings:
     """The nets of converges-faster with all initial weights times 0.1, 0.3, 1, 3 and 10 (1 is He's initialization).
     Each net has, at each of these scales, the best of eight learning rates from 0.0001 to 0.3. The effect is the test
     score after 300 steps, averaged over the scales, minus that of the plain net.
     """
-    scores = results.each("inits", last_score)
-    fair = tuned(scores)
+    fair = results.each("tuned", last_score)  # (norm, scale, seed)
     mean = fair.mean(axis=1)
     return Findings(
         effects={norm: mean[i] - mean[0] for i, norm in enumerate(NORMS) if i},
         metrics={
             "mean score in %, tuned": by(NORMS, mean),
-            "mean score in %, all at 0.03": by(NORMS, scores[:, :, INIT_RATES.index(0.03)].mean(axis=1)),
+            "mean score in %, all at 0.03": by(NORMS, results.each("untuned", last_score).mean(axis=1)),
             "score in % by scale, tuned": {norm: by(INITS, fair[i]) for i, norm in enumerate(NORMS)},
         },
         plots=[
@@ -84,9 +75,10 @@ def stable_gradients(results: Results) -> Findings:
     one's of the other.
     """
     gradients = results.each("deep", lambda record: np.array(record["gradients"])[:WATCHED, :16])
-    gradients = np.maximum(gradients, 1e-30)  # of a net that is dead: log2 needs a number
+    # Of a net that is dead or has diverged: log2 needs a number.
+    gradients = np.clip(np.nan_to_num(gradients, nan=1e30), 1e-30, 1e30)
     logs = np.log2(gradients)  # (norm, seed, step, layer)
-    over_steps = np.abs(np.diff(logs, axis=2)).mean(axis=(2, 3))
+    over_steps = np.maximum(np.abs(np.diff(logs, axis=2)).mean(axis=(2, 3)), 1e-9)
     between = (logs.max(axis=3) - logs.min(axis=3)).mean(axis=2)
     effects = {}
     for i, norm in enumerate(NORMS[1:], 1):
@@ -137,31 +129,42 @@ SAME = Test("points", 1.0, denies=True)
 )
 def scale_invariance(results: Results) -> Findings:
     """The nets of converges-faster at a rate of 0.03. Trained on rescaled inputs: training and test digits times 0.01,
-    0.1, 10 or 100. Tested on rescaled inputs: the trained net gets test digits times 0.1 to 10. Weights rescaled: so
-    are the trained net's hidden weight matrices, and not the biases. What is said denies an effect, which is the test
-    score without rescaling minus the mean score with it.
+    0.1, 10 or 100. Tested on rescaled inputs: the trained net gets test digits times 0.1 to 10, in evaluation, where
+    batch norm has the running statistics of digits that were not rescaled. Weights rescaled: the trained net's hidden
+    weight matrices, and not the biases, times 0.1 to 10, with batch norm by the statistics of the test digits
+    themselves, for the running ones are those of the weights that there were. What is said denies an effect, which is
+    the test score without rescaling minus the mean score with it.
     """
-    usual = results.each("trained", last_score)
-    others = [i for i, scale in enumerate(SCALES) if scale != 1]
-    inputs = results.each("trained", lambda record: record["scaled_inputs"])
-    weights = results.each("trained", lambda record: record["scaled_weights"])
-    trained = results.each("rescaled", last_score)
+    same = SCALES.index(1.0)
+    others = [i for i in range(len(SCALES)) if i != same]
+    scores = {
+        name: results.each("trained", lambda record, name=name: record[name])
+        for name in ("scaled_inputs", "own_scaled_inputs", "own_scaled_weights")
+    }
+    usual, trained = results.each("trained", last_score), results.each("rescaled", last_score)
     lost = {
         "trained on rescaled inputs": usual - trained.mean(axis=1),
-        "tested on rescaled inputs": usual - inputs[..., others].mean(axis=-1),
-        "weights rescaled": usual - weights[..., others].mean(axis=-1),
+        **{
+            what: scores[name][..., same] - scores[name][..., others].mean(axis=-1)
+            for what, name in (
+                ("tested on rescaled inputs", "scaled_inputs"),
+                ("weights rescaled", "own_scaled_weights"),
+                ("tested on rescaled inputs, by their own statistics", "own_scaled_inputs"),
+            )
+        },
     }
     every_factor = sorted((*FACTORS, 1.0))
     everywhere = np.insert(trained, every_factor.index(1.0), usual, axis=1)
+    effects = {f"{norm}, {what}": loss[i] for i, norm in enumerate(NORMS) if i for what, loss in lost.items()}
     return Findings(
-        effects={f"{norm}, {what}": loss[i] for i, norm in enumerate(NORMS) if i for what, loss in lost.items()},
+        effects={label: effects[label] for label in results.claim.tests},
         metrics={f"points lost, {what}": by(NORMS, loss) for what, loss in lost.items()},
         plots=[
             Plot(x, SCORE, [Line(norm, at, values[i]) for i, norm in enumerate(NORMS)], log_x=True)
             for x, at, values in (
                 ("scale of all inputs, in training too", every_factor, np.swapaxes(everywhere, 1, 2)),
-                ("scale of the test inputs", SCALES, inputs),
-                ("scale of the hidden weights", SCALES, weights),
+                ("scale of the test inputs", SCALES, scores["scaled_inputs"]),
+                ("scale of the hidden weights", SCALES, scores["own_scaled_weights"]),
             )
         ],
     )
@@ -176,9 +179,9 @@ DEPTHS = (2, 4, 8, 16, 32)
     tests={"batch": POINT, "layer": POINT},
     why_smallest=WHY_POINT,
     grids={
-        "2, 4, 8": Grid(norm=NORMS, depth=(2, 4, 8), rate=(0.01, 0.03, 0.1, 0.3)),
-        "16": Grid(norm=NORMS, depth=(16,), rate=(0.001, 0.003, 0.01, 0.03)),
-        "32": Grid(norm=NORMS, depth=(32,), rate=(0.0003, 0.001, 0.003, 0.01)),
+        "2, 4, 8": Tuned(Grid(norm=NORMS, depth=(2, 4, 8), rate=(0.01, 0.03, 0.1, 0.3)), last_score),
+        "16": Tuned(Grid(norm=NORMS, depth=(16,), rate=(0.001, 0.003, 0.01, 0.03)), last_score),
+        "32": Tuned(Grid(norm=NORMS, depth=(32,), rate=(0.0003, 0.001, 0.003, 0.01)), last_score),
     },
 )
 def deeper_networks(results: Results) -> Findings:
@@ -187,7 +190,7 @@ def deeper_networks(results: Results) -> Findings:
     is the test score after 300 steps, averaged over 16 and 32 layers, minus that of the plain net, which starts from
     He's initialization.
     """
-    fair = np.concatenate([tuned(results.each(grid, last_score)) for grid in results.claim.grids], axis=1)
+    fair = np.concatenate([results.each(grid, last_score) for grid in results.claim.grids], axis=1)
     deep = fair[:, DEPTHS.index(16) :].mean(axis=1)
     return Findings(
         effects={norm: deep[i] - deep[0] for i, norm in enumerate(NORMS) if i},
@@ -203,9 +206,6 @@ def deeper_networks(results: Results) -> Findings:
     )
 
 
-SHIFT_RATES = (0.01, 0.03, 0.1, 0.3)
-
-
 @claim(
     "reduces-covariate-shift",
     says="Normalization reduces internal covariate shift, the drift of each layer's inputs during training, "
@@ -214,8 +214,9 @@ SHIFT_RATES = (0.01, 0.03, 0.1, 0.3)
     why_smallest="A tenth less drift. " + WHY_FASTER,
     grids={
         "drift": Grid(norm=NORMS, rate=0.03, watch="drift"),
-        "shifted": Grid(norm="batch", shift=0.5, rate=SHIFT_RATES),
-        "sweep": SWEEP,
+        "shifted drift": Grid(norm="batch", shift=0.5, rate=0.03, watch="drift"),
+        "tuned": Tuned(SWEEP, to_score, least=True),
+        "shifted": Tuned(Grid(norm="batch", shift=0.5, rate=RATES), to_score, least=True),
     },
 )
 def reduces_covariate_shift(results: Results) -> Findings:
@@ -227,46 +228,36 @@ def reduces_covariate_shift(results: Results) -> Findings:
     effect is log2(steps to 95 % of this net / of the plain net), each at its best rate.
     """
     drift = results.each("drift", lambda record: record["drift"])
+    shifted_drift = results.each("shifted drift", lambda record: record["drift"])
     mean = drift.mean(axis=2)
-
-    def to_score(record):
-        return steps_to_score(record, 95)
-
-    steps = tuned(results.each("sweep", to_score), least=True)
-    shifted = results.each("shifted", to_score)
-    shifted_steps = tuned(shifted, least=True)
-    chosen = best(shifted, least=True)
-    scores = results.each("shifted", lambda record: record["score"])
+    steps, shifted = results.each("tuned", to_score), results.each("shifted", to_score)
+    at = range(Drift.EVERY, drift.shape[2] * Drift.EVERY + 1, Drift.EVERY)
+    with_shifts = "batch with shifts"
     return Findings(
         effects={
             "batch, drifts less": np.log2(mean[0] / mean[1]),
             "layer, drifts less": np.log2(mean[0] / mean[2]),
-            "batch, drift is why": np.log2(shifted_steps / steps[0]),
+            "batch, drift is why": np.log2(shifted / steps[0]),
         },
         metrics={
-            "drift in ten steps": by(NORMS, mean),
-            "steps to 95 %, tuned": {
-                **by(NORMS, steps, np.median),
-                "batch with shifts": float(np.median(shifted_steps)),
-            },
-            "score in % after 300 steps, batch with shifts": float(
-                np.mean([scores[chosen[s], s, -1] for s in range(len(results.seeds))])
-            ),
+            "drift in ten steps": {**by(NORMS, mean), with_shifts: float(shifted_drift.mean())},
+            "steps to 95 %, tuned": {**by(NORMS, steps, np.median), with_shifts: float(np.median(shifted))},
+            "score in % after 300 steps, batch with shifts": float(results.each("shifted", last_score).mean()),
         },
         plots=[
             Plot(
                 "steps",
                 "drift in ten steps",
-                [
-                    Line(norm, range(Drift.EVERY, drift.shape[2] * Drift.EVERY + 1, Drift.EVERY), drift[i])
-                    for i, norm in enumerate(NORMS)
-                ],
+                [*(Line(norm, at, drift[i]) for i, norm in enumerate(NORMS)), Line(with_shifts, at, shifted_drift)],
                 log_y=True,
             ),
             Plot(
                 RATE_AXIS,
-                "steps to 95 % right, with shifts",
-                [Line("batch with shifts", SHIFT_RATES, shifted.T)],
+                "steps to 95 % right",
+                [
+                    *(Line(norm, RATES, results.sweep("tuned", to_score)[i].T) for i, norm in enumerate(NORMS)),
+                    Line(with_shifts, RATES, results.sweep("shifted", to_score).T),
+                ],
                 log_x=True,
             ),
         ],

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.claims.decide import Test
-from benchmarks.claims.runs import Grid, Run
+from benchmarks.claims.runs import Grid, Run, Tuned, seeded
 
 Array = Any
 Record = Mapping[str, Any]
@@ -86,7 +86,7 @@ class Claim:
     """Its docstring is the method, as the page shows it."""
     tests: Mapping[str, Test]
     why_smallest: str
-    grids: Mapping[str, Grid]
+    grids: Mapping[str, Grid | Tuned]
     timed: Mapping[str, Grid]
     """Runs of which a step's time is taken."""
     every: bool
@@ -96,8 +96,13 @@ class Claim:
     def method(self) -> str:
         return " ".join((self.measure.__doc__ or "").split())
 
-    def runs(self, seeds: Sequence[int]) -> list[Run]:
-        return [run for grid in self.grids.values() for run in grid.runs(seeds)]
+
+@dataclass(frozen=True)
+class Seeds:
+    """Those that decide, and those that only the choice of learning rates and the like depends on."""
+
+    study: Sequence[int]
+    tuning: Sequence[int]
 
 
 class Results:
@@ -105,8 +110,6 @@ class Results:
 
     Parameters
     ----------
-    seeds : sequence of int
-        Those of the study.
     records : mapping
         From each run of the claim's grids to its record.
     seconds : mapping
@@ -114,20 +117,48 @@ class Results:
     """
 
     def __init__(
-        self, claim: Claim, seeds: Sequence[int], records: Mapping[Run, Record], seconds: Mapping[Run, float]
+        self, claim: Claim, seeds: Seeds, records: Mapping[Run, Record], seconds: Mapping[Run, float] | None = None
     ) -> None:
-        self.claim, self.seeds, self._records, self._seconds = claim, seeds, records, seconds
+        self.claim, self.seeds, self._records, self._seconds = claim, seeds, records, seconds or {}
+
+    def first(self) -> list[Run]:
+        """The runs that are known from the start: plain grids, and what is tuned."""
+        return [
+            run
+            for grid in self.claim.grids.values()
+            for run in (grid.grid.runs(self.seeds.tuning) if isinstance(grid, Tuned) else grid.runs(self.seeds.study))
+        ]
+
+    def second(self) -> list[Run]:
+        """The runs that tuning chose."""
+        return [run for name in self.claim.grids for run in seeded(self.settings(name), self.seeds.study)]
+
+    def settings(self, grid: str) -> list[Run]:
+        """The grid's settings, those that were chosen where it is tuned."""
+        found = self.claim.grids[grid]
+        return found.best(self._records, self.seeds.tuning) if isinstance(found, Tuned) else found.settings()
 
     def each(self, grid: str, metric: Callable[[Record], Any]) -> Array:
-        """A metric of every run: an array (*grid, seeds, *metric)."""
+        """A metric of every run: an array (*grid, seeds, *metric), without the axes that were tuned."""
+        return self._array(self.settings(grid), self.seeds.study, self.claim.grids[grid].shape, metric)
+
+    def sweep(self, grid: str, metric: Callable[[Record], Any]) -> Array:
+        """A metric of what was tuned: an array (*grid, tuning seeds, *metric) with all axes."""
         found = self.claim.grids[grid]
-        values = np.array([metric(self._records[run]) for run in found.runs(self.seeds)])
-        return values.reshape(*found.shape, len(self.seeds), *values.shape[1:])
+        assert isinstance(found, Tuned)
+        return self._array(found.grid.settings(), self.seeds.tuning, found.grid.shape, metric)
+
+    def _array(
+        self, settings: Sequence[Run], seeds: Sequence[int], shape: tuple[int, ...], metric: Callable[[Record], Any]
+    ) -> Array:
+        values = np.array([metric(self._records[run]) for run in seeded(settings, seeds)])
+        return values.reshape(*shape, len(seeds), *values.shape[1:])
 
     def seconds(self, grid: str) -> Array:
         """The seconds of a step: an array (*grid, seeds)."""
         found = self.claim.timed[grid]
-        return np.array([self._seconds[run] for run in found.runs(self.seeds)]).reshape(*found.shape, len(self.seeds))
+        values = [self._seconds[run] for run in found.runs(self.seeds.study)]
+        return np.array(values).reshape(*found.shape, -1)
 
 
 CLAIMS: dict[str, Claim] = {}
@@ -139,7 +170,7 @@ def claim(
     says: str,
     tests: Mapping[str, Test],
     why_smallest: str,
-    grids: Mapping[str, Grid] | None = None,
+    grids: Mapping[str, Grid | Tuned] | None = None,
     timed: Mapping[str, Grid] | None = None,
     every: bool = True,
 ) -> Callable[[Callable[[Results], Findings]], Callable[[Results], Findings]]:
@@ -160,11 +191,9 @@ WINDOW = 10
 
 def smooth_loss(record: Record) -> Array:
     """The mean loss of the last `WINDOW` batches, from the first step that has as many; infinite once it diverged."""
-    loss = np.nan_to_num(np.asarray(record["loss"], np.float64), nan=np.inf, posinf=np.inf)
-    sums = np.cumsum(np.concatenate([[0], loss]))
-    with np.errstate(invalid="ignore"):
-        means = (sums[WINDOW:] - sums[:-WINDOW]) / WINDOW
-    return np.nan_to_num(means, nan=np.inf, posinf=np.inf)
+    windows = np.lib.stride_tricks.sliding_window_view(np.asarray(record["loss"], np.float64), WINDOW)
+    with np.errstate(over="ignore"):
+        return np.nan_to_num(windows.mean(axis=1), nan=np.inf, posinf=np.inf)
 
 
 def steps_to_loss(record: Record, target: float) -> float:
@@ -183,45 +212,14 @@ def steps_to_score(record: Record, target: float) -> float:
 LAST = 5
 
 
+def final_score(record: Record) -> float:
+    """The last test's, of the net that the probes see."""
+    return float(record["score"][-1])
+
+
 def last_score(record: Record) -> float:
     """The mean of the last `LAST` tests: where a single one falls is chance to a good part."""
     return float(np.mean(record["score"][-LAST:]))
-
-
-def best(values: Array, least: bool = False, axes: int = 1) -> Array:
-    """Which setting each seed is to be judged by, as an index: the one that is best on average over the OTHER seeds.
-
-    So the best learning rate is chosen for every net by what is measured, and no seed has a say in its own.
-
-    Parameters
-    ----------
-    values : ndarray
-        (..., settings, seeds), where `axes` axes are settings.
-    least : bool
-        Whether little is good.
-
-    Returns
-    -------
-    ndarray of int
-        (..., seeds), an index into the settings, flattened.
-    """
-    flat = _flat_settings(values, axes)
-    others = flat.sum(axis=-1, keepdims=True) - flat
-    return others.argmin(axis=-2) if least else others.argmax(axis=-2)
-
-
-def at(values: Array, chosen: Array, axes: int = 1) -> Array:
-    """The values (..., settings, seeds) at the settings that `best` chose: (..., seeds)."""
-    return np.take_along_axis(_flat_settings(values, axes), chosen[..., None, :], axis=-2)[..., 0, :]
-
-
-def tuned(values: Array, least: bool = False, axes: int = 1) -> Array:
-    """`at` the `best`."""
-    return at(values, best(values, least, axes), axes)
-
-
-def _flat_settings(values: Array, axes: int) -> Array:
-    return values.reshape(*values.shape[: values.ndim - 1 - axes], -1, values.shape[-1])
 
 
 def by(names: Sequence[Any], values: Array, summary: Callable[[Array], Any] = np.mean) -> dict[str, float]:
