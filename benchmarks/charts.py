@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from itertools import compress
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,12 @@ SYMBOLS = {
     "onnxruntime": "triangle-up-open",
     "numpy": "x-thin-open",
 }
+NETS = {"none": PEER, "batch": OURS, "layer": "#d97f1e"}
+OTHERS = ("#6b4e9b", "#2f8560", "#b03a5b")
+DASHES = ("solid", "dash", "dot", "dashdot")
+FEW = 20
+"""Up to so many points of a line are marked: they are what was measured."""
+
 ROW = 19
 """Height of a case in pixels."""
 
@@ -145,3 +152,82 @@ def history(lines: dict[str, list[Point]]) -> Figure:
     figure.update_xaxes(title="commit", type="category", categoryorder="array", categoryarray=order)
     figure.update_yaxes(title="value / first value (lower is better)", rangemode="tozero")
     return figure
+
+
+def bands(plot: Mapping[str, Any]) -> Figure:
+    """A plot of claims.json: every line a median over seeds, in a band from low to high."""
+    import plotly.graph_objects as go
+
+    figure = _figure(300, title={"text": plot["y"], "font": {"size": 13}, "x": 0, "y": 0.97}, hovermode="x unified")
+    hover = "%{y:.4g} (%{customdata[0]:.4g} to %{customdata[1]:.4g})<extra>%{fullData.name}</extra>"
+    for line, (color, dash) in zip(plot["lines"], _styles([line["label"] for line in plot["lines"]]), strict=True):
+        both = {"name": line["label"], "legendgroup": line["label"]}
+        outline = {"x": line["x"] + line["x"][::-1], "y": line["high"] + line["low"][::-1]}
+        figure.add_trace(
+            go.Scatter(
+                **outline,
+                **both,
+                fill="toself",
+                fillcolor=color,
+                opacity=0.16,
+                line={"width": 0},
+                mode="lines",
+                hoverinfo="skip",
+                showlegend=False,
+            )
+        )
+        figure.add_trace(
+            go.Scatter(
+                x=line["x"],
+                y=line["median"],
+                **both,
+                customdata=list(zip(line["low"], line["high"], strict=True)),
+                mode="lines+markers" if len(line["x"]) <= FEW else "lines",
+                line={"color": color, "width": 2, "dash": dash},
+                marker={"size": 5},
+                hovertemplate=hover,
+                showlegend=True,
+            )
+        )
+    figure.update_layout(margin={"l": 10, "r": 20, "t": 62, "b": 40})
+    figure.update_xaxes(title=plot["x"], **_axis(plot, ("x",), plot["log_x"]))
+    figure.update_yaxes(**_axis(plot, ("low", "high"), plot["log_y"]))
+    return figure
+
+
+def _styles(labels: list[str]) -> list[tuple[str, str]]:
+    """A color and a dash for each: the color says which net, the dash what else is said of it ("batch, tanh")."""
+    split = [label.partition(" ") for label in labels]
+    nets = [first.rstrip(",") for first, _, _ in split]
+    kinds = list(dict.fromkeys(rest for net, (_, _, rest) in zip(nets, split, strict=True) if net in NETS))
+    others = [label for label, net in zip(labels, nets, strict=True) if net not in NETS]
+    return [
+        (NETS[net], DASHES[kinds.index(rest) % len(DASHES)])
+        if net in NETS
+        else (OTHERS[others.index(label) % len(OTHERS)], "solid")
+        for label, net, (_, _, rest) in zip(labels, nets, split, strict=True)
+    ]
+
+
+MOST_TICKS = 8
+
+
+def _axis(plot: Mapping[str, Any], keys: Sequence[str], log: bool) -> dict[str, Any]:
+    """Ticks at the values of x where they are few, and at round numbers on a logarithmic axis."""
+    values = sorted({value for line in plot["lines"] for key in keys for value in line[key]})
+    few = "x" in keys and len(values) <= MOST_TICKS
+    if not (few or log):
+        return {}
+    ticks = values if few else _round_ticks(values[0], values[-1])
+    return {"type": "log" if log else "linear", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
+
+
+def _round_ticks(low: float, high: float) -> list[float]:
+    """From powers of ten to ever more between them, until there are four; and never too many."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks: list[float] = []
+    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8)):
+        ticks = [tick for power in powers for step in steps if low <= (tick := float(f"{step}e{power}")) <= high]
+        if len(ticks) >= 4:
+            break
+    return ticks[:: math.ceil(len(ticks) / MOST_TICKS)]

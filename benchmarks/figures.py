@@ -66,6 +66,10 @@ def rate(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
+def number(value: float, digits: int = 4) -> str:
+    return f"{value:.{digits}g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
 def label(case: dict[str, Any]) -> str:
     """A case in one line; the usual dtype goes without saying."""
     dtype = "" if case["dtype"] == "float32" else f" {case['dtype']}"

@@ -25,7 +25,7 @@ PARTS = {
     "asv": "time the commit HEAD and save the times in reports/results",
     "peers": "time normnumba, NumPy, torch, JAX and ONNX Runtime side by side, next to the streaming ceiling",
     "ceiling": "measure how fast this machine reads, copies and adds",
-    "report": "write reports/index.html from what is there",
+    "report": "write reports/index.html and claims.html from what is there",
     "readme": "write the tables of results and of claims into README.md",
     "claims": "train small nets to see what is true of what is said about norms; with --quick, --only, --output",
 }

@@ -1,4 +1,4 @@
-"""reports/index.html: the page people read, made from the files beside it."""
+"""reports/index.html and claims.html: the pages people read, made from the files beside them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any
 
 from benchmarks import charts, figures, history
 from benchmarks.cases import OPS
+from benchmarks.claims import page
 from benchmarks.published import SOURCE
 
 TEMPLATES = Path(__file__).parent / "templates"
 SCRIPT = "plotly.min.js"
+CLAIMS_PAGE = "claims.html"
 
 
 FORMAT = 2
@@ -76,24 +78,8 @@ def _on_device(cuda: dict[str, Any] | None, checks: dict[str, Any] | None) -> di
     }
 
 
-def render(
-    peers: dict[str, Any] | None,
-    checks: dict[str, Any] | None,
-    points: list[history.Point],
-    cuda: dict[str, Any] | None = None,
-    cuda_checks: dict[str, Any] | None = None,
-) -> str:
-    """The page's text.
-
-    Parameters
-    ----------
-    peers, checks : dict, optional
-        The content of peers.json and verify.json; the page says what is missing.
-    points : list of history.Point
-        What asv saved.
-    cuda, cuda_checks : dict, optional
-        The content of cuda.json and cuda-verify.json, which need a GPU.
-    """
+def _template(name: str) -> Any:
+    """A template, with what all of them use."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -103,11 +89,39 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals["figures"] = figures
+    environment.globals |= {"figures": figures, "script": SCRIPT}
+    return environment.get_template(name)
+
+
+def render_claims(entries: page.Entries) -> str:
+    """The text of claims.html; `entries` is what `page.load` returns."""
+    return _template("claims.html.j2").render(**page.context(entries), chart=lambda plot: _html(charts.bands(plot)))
+
+
+def render(
+    peers: dict[str, Any] | None,
+    checks: dict[str, Any] | None,
+    points: list[history.Point],
+    cuda: dict[str, Any] | None = None,
+    cuda_checks: dict[str, Any] | None = None,
+    claims: page.Entries | None = None,
+) -> str:
+    """The text of index.html.
+
+    Parameters
+    ----------
+    peers, checks : dict, optional
+        The content of peers.json and verify.json; the page says what is missing.
+    points : list of history.Point
+        What asv saved.
+    cuda, cuda_checks : dict, optional
+        The content of cuda.json and cuda-verify.json, which need a GPU.
+    claims : dict, optional
+        What `page.load` makes of claims.json.
+    """
     cases = peers["cases"] if peers else []
     streaming = [case for case in cases if figures.streams(case)]
-    return environment.get_template("report.html.j2").render(
-        script=SCRIPT,
+    return _template("report.html.j2").render(
         peers=peers,
         checks=checks,
         machine=(peers or checks or {}).get("machine"),
@@ -123,23 +137,29 @@ def render(
         ratios=_html(charts.ratios(cases)) if cases else None,
         percents=_html(charts.ceiling(streaming)) if streaming else None,
         past=_past(points),
+        claims=page.tally(claims) if claims else None,
+        claims_preliminary=page.preliminary(claims or {}),
+        claims_page=CLAIMS_PAGE,
         **_on_device(cuda, cuda_checks),
     )
 
 
 def write(folder: Path, results: Path) -> Path:
-    """Write the page into `folder` from the files there and asv's `results`, and return its path."""
+    """Write the pages into `folder` from the files there and asv's `results`, and return the path of index.html."""
     import plotly.offline
 
     names = ("peers.json", "verify.json", "cuda.json", "cuda-verify.json")
     peers, checks, cuda, cuda_checks = (load(folder / name) for name in names)
-    page = render(peers, checks, history.read(results), cuda, cuda_checks)
+    claims = page.load(folder)
+    index = render(peers, checks, history.read(results), cuda, cuda_checks, claims)
     folder.mkdir(parents=True, exist_ok=True)
     script = folder / SCRIPT
     # The same text as include_plotlyjs="directory" would load: one copy for all pages of the folder.
     text = plotly.offline.get_plotlyjs()
     if not script.exists() or script.read_text(encoding="utf-8") != text:
         script.write_text(text, encoding="utf-8")
+    if claims:
+        (folder / CLAIMS_PAGE).write_text(render_claims(claims), encoding="utf-8")
     path = folder / "index.html"
-    path.write_text(page, encoding="utf-8")
+    path.write_text(index, encoding="utf-8")
     return path
