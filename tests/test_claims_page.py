@@ -19,7 +19,7 @@ import pytest
 from benchmarks import charts, report
 from benchmarks.claims import batches, command, decide, page
 from benchmarks.claims.runs import Run
-from benchmarks.claims.study import CLAIMS, Results
+from benchmarks.claims.study import CLAIMS, Results, Seeds
 
 SOURCE = {
     "commit": "0123456789",
@@ -29,6 +29,7 @@ SOURCE = {
     "python": "3.11.0",
     "versions": {"numpy": "2.4.6"},
     "blas": "openblas 0.3",
+    "runs": 72,
 }
 
 
@@ -48,7 +49,7 @@ class Records(dict):
             "test_loss": 0.4 - 0.1 * gain,
             "gradients": np.resize([1.0, 2.0], (300, 17)),
             "drift": np.full(30, 2.0 - gain),
-            **dict.fromkeys(("scaled_inputs", "scaled_weights"), np.full(7, score)),
+            **dict.fromkeys(("scaled_inputs", "own_scaled_inputs", "own_scaled_weights"), np.full(7, score)),
             **{"updated": np.full(7, score - 5), "batched": np.full(4, score - 10), "whole": score},
         }
 
@@ -61,7 +62,7 @@ class Seconds(dict):
 
 
 def entry(id: str) -> dict[str, Any]:
-    claim, seeds = CLAIMS[id], range(2)
+    claim, seeds = CLAIMS[id], Seeds(study=range(2), tuning=range(2, 4))
     findings = claim.measure(Results(claim, seeds, Records(), Seconds()))
     made = [decide.decide(label, test, findings.effects[label], command.TESTS) for label, test in claim.tests.items()]
     return command.entry(claim, findings, made, seeds, quick=True) | {"source": SOURCE}
@@ -175,12 +176,12 @@ def test_each_claim_has_its_source_where_they_differ(entries: dict[str, Any]) ->
 
 
 def test_seeds_and_runs_are_counted(entries: dict[str, Any]) -> None:
-    # The four claims have one sweep of three nets at twelve rates in common.
-    shared = of(entries, "converges-faster", "trains-in-less-time", "higher-learning-rate", "better-generalization")
-    alone = page.training_runs(of(entries, "converges-faster"))
-    assert alone == 2 * 3 * 12
-    assert page.training_runs(shared) == alone + 2 * 3 * 5  # and 200 digits at five rates
-    assert "<b>72</b><span>training runs, 2 seeds" in report.render_claims(of(entries, "converges-faster"))
+    one, other = of(entries, "converges-faster"), of(entries, "less-overfitting")
+    assert "<b>2</b><span>seeds for each test, 72 training runs in all" in report.render_claims(one)
+    other["less-overfitting"] |= {"n_seeds": 20, "n_tuning_seeds": 10, "source": {**SOURCE, "runs": 5}}
+    mixed = report.render_claims(one | other)
+    assert "<b>2 or 20</b><span>seeds for each test</span>" in mixed
+    assert "(2 or 10 of them)" in mixed
 
 
 def test_text_is_escaped(entries: dict[str, Any]) -> None:

@@ -182,7 +182,7 @@ def study(
     pool = Pool(folder)
     findings, runs = measure(claims, seeds, pool, progress)
     made = decisions(claims, findings, progress)
-    of = source(origin)
+    of = source(origin) | {"runs": len(set(runs))}
     entries = [entry(claim, findings[claim.id], made[claim.id], seeds, quick) | {"source": of} for claim in claims]
     merged = known | {found["id"]: found for found in entries}
     report.save(folder / FILE, {"format": FORMAT, "claims": [merged[id] for id in CLAIMS if id in merged]})

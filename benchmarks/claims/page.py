@@ -36,11 +36,6 @@ def preliminary(entries: Entries) -> list[str]:
     return [id for id, entry in entries.items() if entry["preliminary"]]
 
 
-def training_runs(entries: Entries) -> int:
-    """How many different runs the measured claims read: they share a good part of them."""
-    return len({run for id, entry in entries.items() for run in CLAIMS[id].runs(range(entry["n_seeds"]))})
-
-
 def context(entries: Entries) -> dict[str, Any]:
     """What the template needs of one claim and more."""
     sources = [entry["source"] for entry in entries.values()]
@@ -50,7 +45,7 @@ def context(entries: Entries) -> dict[str, Any]:
         "tally": tally(entries),
         "preliminary": preliminary(entries),
         "seeds": sorted({entry["n_seeds"] for entry in entries.values()}),
-        "runs": training_runs(entries),
+        "tuning_seeds": sorted({entry["n_tuning_seeds"] for entry in entries.values()}),
         "tests": command.TESTS,
         "alpha": decide.ALPHA,
         "source": sources[0] if sources.count(sources[0]) == len(sources) else None,

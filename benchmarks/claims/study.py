@@ -116,10 +116,8 @@ class Results:
         From each run of the claim's timed grids to the seconds of a step.
     """
 
-    def __init__(
-        self, claim: Claim, seeds: Seeds, records: Mapping[Run, Record], seconds: Mapping[Run, float] | None = None
-    ) -> None:
-        self.claim, self.seeds, self._records, self._seconds = claim, seeds, records, seconds or {}
+    def __init__(self, claim: Claim, seeds: Seeds, records: Mapping[Run, Record], seconds: Mapping[Run, float]) -> None:
+        self.claim, self.seeds, self._records, self._seconds = claim, seeds, records, seconds
 
     def first(self) -> list[Run]:
         """The runs that are known from the start: plain grids, and what is tuned."""
