@@ -324,7 +324,11 @@ class Job:
             self.console.print("[red]What trains wrongly says nothing about claims: nothing was trained.")
             return FAILED
         self.console.print(f"{len(checks)} checks of gradients and kernels passed.")
-        entries = command.study(ids, self.options.quick, self.options.output, self.progress, self.origin())
+        try:
+            entries = command.study(ids, self.options.quick, self.options.output, self.progress, self.origin())
+        except KeyboardInterrupt:
+            self.console.print("[yellow]Interrupted: the same command goes on with what is trained by now.")
+            return FAILED
         self._show_claims(entries)
         return self.report()
 

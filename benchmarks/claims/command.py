@@ -17,7 +17,7 @@ from benchmarks.claims import accuracy, batches, networks, speed, stability  # n
 from benchmarks.claims.checks import every_check
 from benchmarks.claims.clock import step_seconds
 from benchmarks.claims.decide import Decision, combine, decide
-from benchmarks.claims.pool import Pool
+from benchmarks.claims.pool import Pool, blas
 from benchmarks.claims.runs import Run
 from benchmarks.claims.study import CLAIMS, Claim, Findings, Results, Seeds
 
@@ -155,9 +155,6 @@ def _test(decision: Decision) -> dict[str, Any]:
 
 def source(origin: Mapping[str, Any]) -> dict[str, Any]:
     """Which code on which machine an entry is of; what the bits of its metrics depend on."""
-    from threadpoolctl import threadpool_info
-
-    blas = next((info for info in threadpool_info() if info["user_api"] == "blas"), {})
     return {
         "commit": origin["commit"],
         "clean": origin["clean"],
@@ -165,7 +162,7 @@ def source(origin: Mapping[str, Any]) -> dict[str, Any]:
         "cpu": machine.cpu_model(),
         "python": platform.python_version(),
         "versions": {name: machine.version(name) for name in PACKAGES},
-        "blas": " ".join(str(blas[key]) for key in ("internal_api", "version", "architecture") if blas.get(key)),
+        "blas": ", ".join(blas()),
     }
 
 

@@ -20,16 +20,22 @@ TRAINING = ("runs", "data", "layers", "models", "probes", "training")
 
 def fingerprint() -> str:
     """What the records depend on besides the run: the code, the versions and the machine."""
-    from threadpoolctl import threadpool_info
-
     text = hashlib.sha256()
     own = [Path(__file__).with_name(f"{name}.py") for name in TRAINING]
     for path in (*own, *sorted(Path(normnumba.__file__).parent.rglob("*.py"))):
         text.update(path.read_bytes())
     versions = [machine.version(package) for package in ("numpy", "numba", "llvmlite", "scikit-learn")]
-    blas = [info.get("architecture") for info in threadpool_info()]
-    text.update(repr((versions, platform.python_version(), machine.cpu_model(), blas)).encode())
+    text.update(repr((versions, platform.python_version(), machine.cpu_model(), blas())).encode())
     return text.hexdigest()[:12]
+
+
+def blas() -> list[str]:
+    """The libraries behind matrix products, and the processors that they take this one for."""
+    import scipy.linalg  # noqa: F401 - brings one besides NumPy's
+    from threadpoolctl import threadpool_info
+
+    found = [info for info in threadpool_info() if info["user_api"] == "blas"]  # in any order
+    return sorted({f"{info['internal_api']} {info['version']} {info.get('architecture', '')}" for info in found})
 
 
 class Pool:
