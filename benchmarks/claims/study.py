@@ -10,6 +10,7 @@ import numpy as np
 
 from benchmarks.claims.decide import Test
 from benchmarks.claims.runs import Grid, Run, Tuned, seeded
+from benchmarks.claims.training import EVERY
 
 Array = Any
 Record = Mapping[str, Any]
@@ -202,9 +203,8 @@ def steps_to_loss(record: Record, target: float) -> float:
 
 def steps_to_score(record: Record, target: float) -> float:
     """The same until the test score is at least `target`, to the test after which it is."""
-    every = len(record["loss"]) // len(record["score"])
     reached = np.flatnonzero(np.asarray(record["score"]) >= target)
-    return float((reached[0] + 1) * every if len(reached) else len(record["loss"]))
+    return float((reached[0] + 1) * EVERY if len(reached) else len(record["loss"]))
 
 
 LAST = 5

@@ -36,7 +36,9 @@ class Training:
         """Batches of one size for ever; what an epoch leaves over is left out."""
         samples = len(self.data.target)
         if self.run.batch > samples:
-            raise ValueError(f"{self.run.task} has {samples} samples to train on, fewer than a batch of {self.run.batch}")
+            raise ValueError(
+                f"{self.run.task} has {samples} samples to train on, fewer than a batch of {self.run.batch}"
+            )
         while True:
             shuffled = order.permutation(samples)
             for start in range(0, samples - self.run.batch + 1, self.run.batch):
