@@ -286,12 +286,13 @@ class Job:
 
     def _readme_claims(self) -> int:
         from benchmarks import readme
-        from benchmarks.claims import command
+        from benchmarks.claims import page
+        from benchmarks.claims.study import CLAIMS
 
-        entries = list(command.load(self.options.output).values())
-        if len(entries) < len(command.CLAIMS) or any(entry["preliminary"] for entry in entries):
-            return self._refuse("claims.json is missing, partial or preliminary: run `python -m benchmarks claims`.")
-        return self._write_section("claims", readme.claims(entries))
+        found = page.load(self.options.output)
+        if len(found) < len(CLAIMS) or page.preliminary(found) or page.source(found) is None:
+            return self._refuse("claims.json is not of one whole, full study: run `python -m benchmarks claims`.")
+        return self._write_section("claims", readme.claims(list(found.values())))
 
     def _write_section(self, section: str, text: str) -> int:
         from benchmarks import readme

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import figures
+from benchmarks.claims import page
 
 PACKAGES = ("numba", "numpy", "torch", "jax", "onnxruntime")
 
@@ -52,14 +53,15 @@ def results(peers: dict[str, Any]) -> str:
 def claims(entries: Sequence[dict[str, Any]]) -> str:
     """Which claims got which verdict."""
     lines = ["| verdict | what is said about batch norm and layer norm |", "|---|---|"]
-    for verdict in ("supported", "contradicted", "undecided"):
+    for verdict in page.VERDICTS:
         ids = [f"`{entry['id']}`" for entry in entries if entry["verdict"] == verdict]
         lines.append(f"| {len(ids)} {verdict} | {', '.join(ids) or '-'} |")
     source = entries[0]["source"]
     seeds = min(entry["n_seeds"] for entry in entries)
     note = (
-        f"{seeds} seeds, {source['cpu']}, {source['date'][:10]}. Most claims have several tests, often one for each "
-        "norm, and any of them contradicts the whole. Every test, its effect and its interval: `reports/claims.html`."
+        f"{seeds} seeds, {source['cpu']}, {source['date'][:10]}. Most sentences have several tests, often one for each "
+        "norm, and one contradicted test contradicts the sentence (of `not-always`, all would have to be). Every test, "
+        "its effect and its interval: `reports/claims.html`."
     )
     return "\n".join([*lines, "", note])
 

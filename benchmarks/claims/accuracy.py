@@ -6,15 +6,25 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.claims.common import (
+    FACTOR,
+    HALF,
+    RATE_AXIS,
+    RATES,
+    SCORE,
+    SWEEP,
+    UNTUNED,
+    WHY_HALF,
+    Record,
+    against_plain,
+    by,
+    last_score,
+    lines,
+)
 from benchmarks.claims.decide import Test
 from benchmarks.claims.runs import NORMS, Grid, Tuned
-from benchmarks.claims.speed import RATE_AXIS, RATES, SWEEP, UNTUNED
-from benchmarks.claims.study import Findings, Line, Plot, Record, Results, by, claim, last_score
+from benchmarks.claims.study import Findings, Line, Plot, Results, claim
 from benchmarks.claims.training import EVERY
-
-HALF = Test("points", 0.5)
-WHY_HALF = "Half a point: two of the 359 test digits."
-SCORE = "test digits right, %"
 
 FEW_RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
 DROPOUTS = (0.0, 0.1, 0.3, 0.5)
@@ -24,9 +34,8 @@ FEW = Tuned(Grid(task="few digits", norm=NORMS, rate=FEW_RATES), last_score)
 
 
 def test_loss(record: Record) -> float:
-    """In evaluation; of a net that diverged, that of a guess among ten."""
-    loss = record["test_loss"]
-    return float(np.log(10)) if not np.isfinite(loss) else float(min(loss, 10.0))
+    """In evaluation, and 10 at most: nets that diverge have one of any size, or none."""
+    return float(min(np.nan_to_num(record["test_loss"], nan=10.0, posinf=10.0), 10.0))
 
 
 @claim(
@@ -38,8 +47,8 @@ def test_loss(record: Record) -> float:
 )
 def less_overfitting(results: Results) -> Findings:
     """The nets of converges-faster with 200 digits to train on instead of 1438, which all of them learn by heart in
-    300 steps. The gap is the score on the training digits minus that on the test digits at the end, each net at the
-    learning rate of five with its best test score. The effect is the plain net's gap minus the normalized one's.
+    300 steps. The gap is the score on the training digits at the end minus the test score, each net at the learning
+    rate of five with its best test score. The effect is the plain net's gap minus the normalized one's.
     """
     scores = results.each("few", last_score)
     training = results.each("few", lambda record: record["train_score"])
@@ -47,7 +56,7 @@ def less_overfitting(results: Results) -> Findings:
     curves = results.each("few", lambda record: record["score"])
     steps = range(EVERY, EVERY * curves.shape[2] + 1, EVERY)
     return Findings(
-        effects={norm: gap[0] - gap[i] for i, norm in enumerate(NORMS) if i},
+        effects=against_plain(-gap),
         metrics={
             "gap in points, tuned": by(NORMS, gap),
             "training score in %": by(NORMS, training),
@@ -65,7 +74,7 @@ def less_overfitting(results: Results) -> Findings:
 
 @claim(
     "better-generalization",
-    says="Normalization generalizes better: the validation accuracy rises, from 85 % to 91 % say.",
+    says="Normalization generalizes better: the validation accuracy rises, from 85 % to 91 %, say.",
     tests={"batch": HALF, "layer": HALF},
     why_smallest=WHY_HALF + " The text that gives numbers claims six points.",
     grids={"tuned": Tuned(SWEEP, last_score), "few": FEW, "untuned": UNTUNED},
@@ -73,11 +82,11 @@ def less_overfitting(results: Results) -> Findings:
 def better_generalization(results: Results) -> Findings:
     """The nets of converges-faster, and the test score after 300 steps, each net at the best of twelve learning rates.
     The effect is the normalized net's score minus the plain one's. Beside it: all at 0.03, the plain net's best rate
-    in a pilot, and the same with 200 digits to train on.
+    in a pilot; and, tuned again, with 200 digits to train on.
     """
     scores, sweep = results.each("tuned", last_score), results.sweep("tuned", last_score)
     return Findings(
-        effects={norm: scores[i] - scores[0] for i, norm in enumerate(NORMS) if i},
+        effects=against_plain(scores),
         metrics={
             "score in %, tuned": by(NORMS, scores),
             "score in %, all at 0.03": by(NORMS, results.each("untuned", last_score)),
@@ -87,21 +96,21 @@ def better_generalization(results: Results) -> Findings:
             Plot(
                 RATE_AXIS,
                 SCORE,
-                [Line(norm, RATES, sweep[i].T) for i, norm in enumerate(NORMS)],
+                lines(NORMS, RATES, sweep),
                 log_x=True,
             )
         ],
     )
 
 
-LESS = Test("doublings", np.log2(1.1))
+LESS = Test("doublings", FACTOR)
 
 
 @claim(
     "acts-as-regularizer",
-    says="Batch norm acts as a regularizer: the noise of the batches lowers the test loss, and dropout is needed less.",
+    says="Batch norm acts as a regularizer: the test loss is lower, and dropout is needed less.",
     tests={"lower test loss": LESS, "dropout gains less": LESS},
-    why_smallest="A tenth of the test loss.",
+    why_smallest="A factor of 1.1 in the test loss.",
     grids={
         "each": Tuned(Grid(task="few digits", norm=NORMS, dropout=DROPOUTS, rate=FEW_RATES), test_loss, least=True),
         "best": Tuned(
@@ -129,7 +138,7 @@ def acts_as_regularizer(results: Results) -> Findings:
             Plot(
                 "dropout",
                 "test loss, each at its best rate",
-                [Line(norm, DROPOUTS, losses[i].T) for i, norm in enumerate(NORMS)],
+                lines(NORMS, DROPOUTS, losses),
                 log_y=True,
             )
         ],
@@ -172,7 +181,7 @@ def not_a_replacement(results: Results) -> Findings:
             Plot(
                 "dropout",
                 f"{SCORE}, each at its best rate",
-                [Line(f"decay {decay:g}", DROPOUTS, scores[:, j].T) for j, decay in enumerate(DECAYS)],
+                lines([f"decay {decay:g}" for decay in DECAYS], DROPOUTS, np.swapaxes(scores, 0, 1)),
             )
         ],
     )
@@ -186,7 +195,7 @@ NO_GAIN = Test("points", 0.5, denies=True)
     "not-always",
     says="Normalization is not always a gain: there are tasks where it makes no difference, or harms.",
     tests={f"{norm}, {task}": NO_GAIN for task in TASKS for norm in NORMS[1:]},
-    why_smallest="Half a point.",
+    why_smallest="Half a point, as for the digits; one test sample in one run is 2.9 points of wine and 0.9 of cancer.",
     grids={
         task: Tuned(Grid(task=task, norm=NORMS, depth=2, width=32, batch=32, steps=200, rate=FEW_RATES), last_score)
         for task in TASKS
@@ -195,15 +204,15 @@ NO_GAIN = Test("points", 0.5, denies=True)
 )
 def not_always(results: Results) -> Findings:
     """Three small tasks and a net of two hidden layers of 32 relu units, batches of 32, 200 steps: the sort of a wine
-    from 13 standardized measurements (142 to train on), whether a tumor is malignant from 30 (456), and the amount of
+    from 13 standardized measurements (143 to train on), whether a tumor is malignant from 30 (456), and the amount of
     ink of digits in random brightness, a sum of pixels (1438; the score is the explained share of the variance). Each
     net has the best of five learning rates. One task without a gain is enough. What is said denies an effect, which is
     the score minus the plain net's.
     """
-    effects, scores, lines = {}, {}, []
+    effects, scores, shown = {}, {}, []
     for task in TASKS:
         score, sweep = results.each(task, last_score), results.sweep(task, last_score)
-        effects |= {f"{norm}, {task}": score[i] - score[0] for i, norm in enumerate(NORMS) if i}
+        effects |= against_plain(score, f", {task}")
         scores[task] = by(NORMS, score)
-        lines += [Line(f"{norm}, {task}", FEW_RATES, sweep[i].T) for i, norm in enumerate(NORMS)]
-    return Findings(effects, {"score in %, tuned": scores}, [Plot(RATE_AXIS, "test score, %", lines, log_x=True)])
+        shown += lines([f"{norm}, {task}" for norm in NORMS], FEW_RATES, sweep)
+    return Findings(effects, {"score in %, tuned": scores}, [Plot(RATE_AXIS, "test score, %", shown, log_x=True)])

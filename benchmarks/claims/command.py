@@ -7,19 +7,20 @@ import json
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine, report
-
-# The modules enter their claims into CLAIMS, in this order.
-from benchmarks.claims import accuracy, batches, networks, speed, stability  # noqa: F401
+from benchmarks import machine
 from benchmarks.claims.checks import every_check
 from benchmarks.claims.clock import step_seconds
 from benchmarks.claims.decide import Decision, combine, decide
 from benchmarks.claims.pool import Pool, blas
 from benchmarks.claims.runs import Run
 from benchmarks.claims.study import CLAIMS, Claim, Findings, Results, Seeds
+
+for _theme in ("speed", "stability", "accuracy", "batches", "networks"):
+    import_module(f"benchmarks.claims.{_theme}")  # which enters its claims into CLAIMS: the order of the page
 
 SEEDS = Seeds(study=range(20), tuning=range(100, 110))
 QUICK_SEEDS = Seeds(study=range(3), tuning=range(100, 102))
@@ -174,6 +175,8 @@ def study(
     A run of some claims replaces those and leaves the others there. Until claims.json is written the folder keeps what
     was trained, for the next study if this one is interrupted; then it is removed, so that a repetition is one.
     """
+    from benchmarks import report  # which imports this module for the page
+
     claims, seeds = choose(ids), QUICK_SEEDS if quick else SEEDS
     known = load(folder) if len(claims) < len(CLAIMS) else {}
     pool = Pool(folder)

@@ -111,7 +111,7 @@ def decide(label: str, test: Test, effects: Sequence[float], tests: int) -> Deci
     if test.exact:
         worst = max(map(abs, effects))
         verdict = CONTRADICTED if worst else SUPPORTED
-        reason = f"the largest difference is {worst:.3g} {test.unit}; it has to be 0, without exception"
+        reason = f"the largest difference is {worst:.3g}; it has to be 0, without exception"
         return Decision(label, test, verdict, False, worst, (min(effects), worst), 1.0, None, reason, 0.0)
 
     level = ALPHA / tests

@@ -145,43 +145,45 @@ class Average(Plain):
         return np.broadcast_to(dy[:, None, None] / (height * width), self.shape)
 
 
-class Dropout(Plain):
-    """y = x * m / (1 - rate) in training, where m is 0 with probability `rate` and else 1; x in evaluation."""
-
-    def __init__(self, rate: float, rng: np.random.Generator) -> None:
-        self.rate, self.rng = rate, rng
-
-    def __call__(self, x: Array) -> Array:
-        self.factor: Array | None = None
-        if not self.training:
-            return x
-        self.factor = (self.rng.random(x.shape, np.float32) >= self.rate) * x.dtype.type(1 / (1 - self.rate))
-        return x * self.factor
-
-    def backward(self, dy: Array) -> Array:
-        return dy if self.factor is None else dy * self.factor
-
-
-class Shift(Plain):
-    """y = x * exp(a) + b in training, a and b normal with deviation `size`, drawn anew for every unit in every step.
-
-    So the distribution of the input of the next layer moves from step to step, however well it was normalized before
-    (Santurkar et al., 2018, arXiv:1805.11604). In evaluation y = x.
-    """
+class Noise(Plain):
+    """y = x * factor + offset in training, both of them random; y = x in evaluation."""
 
     def __init__(self, size: float, rng: np.random.Generator) -> None:
         self.size, self.rng = size, rng
 
+    def draw(self, x: Array) -> tuple[Array, Array]:
+        """The factor and the offset for one batch."""
+        raise NotImplementedError
+
     def __call__(self, x: Array) -> Array:
         self.factor: Array | None = None
         if not self.training:
             return x
-        a, b = self.size * self.rng.standard_normal((2, x.shape[-1]), np.float32)
-        self.factor = np.exp(a).astype(x.dtype)
-        return x * self.factor + b.astype(x.dtype)
+        self.factor, offset = self.draw(x)
+        return x * self.factor + offset
 
     def backward(self, dy: Array) -> Array:
         return dy if self.factor is None else dy * self.factor
+
+
+class Dropout(Noise):
+    """y = x * m / (1 - size) in training, where m is 0 with probability `size` and else 1."""
+
+    def draw(self, x: Array) -> tuple[Array, Array]:
+        kept = self.rng.random(x.shape, np.float32) >= self.size
+        return kept * x.dtype.type(1 / (1 - self.size)), x.dtype.type(0)
+
+
+class Shift(Noise):
+    """y = x * exp(a) + b in training, a and b normal with deviation `size`, drawn anew for every unit in every step.
+
+    So the distribution of the input of the next layer moves from step to step, however well it was normalized before
+    (Santurkar et al., 2018, arXiv:1805.11604).
+    """
+
+    def draw(self, x: Array) -> tuple[Array, Array]:
+        a, b = self.size * self.rng.standard_normal((2, x.shape[-1]), np.float32)
+        return np.exp(a).astype(x.dtype), b.astype(x.dtype)
 
 
 class Recurrent(Plain):

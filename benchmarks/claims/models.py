@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.claims.data import TASKS
 from benchmarks.claims.layers import ACTIVATIONS, Average, Conv, Dropout, Layer, Linear, Recurrent, Shift
-from benchmarks.claims.runs import Run
+from benchmarks.claims.runs import NORMS, Run
 from normnumba.layers import BatchNorm, GroupNorm, LayerNorm
 
 Array = Any
@@ -81,11 +81,11 @@ def make_norm(kind: str, channels: int, images: bool = False, dtype: type = np.f
     Layer norm of images takes the mean over height, width and channels, and has a weight for each channel: it is the
     group norm of one group (Wu and He, 2018, arXiv:1803.08494).
     """
+    if kind == "none":
+        return None
     if kind == "batch":
         return BatchNorm(channels, channel_axis=-1, dtype=dtype)
-    if kind == "layer":
-        return GroupNorm(1, channels, channel_axis=-1, dtype=dtype) if images else LayerNorm(channels, dtype=dtype)
-    return None
+    return GroupNorm(1, channels, channel_axis=-1, dtype=dtype) if images else LayerNorm(channels, dtype=dtype)
 
 
 def _block(run: Run, linear: Layer, channels: int, noise: np.random.Generator, dtype: type) -> list[Any]:
@@ -126,10 +126,38 @@ def _rnn(run: Run, rng: np.random.Generator, noise: np.random.Generator, dtype: 
 
 
 MODELS = {"mlp": _mlp, "cnn": _cnn, "rnn": _rnn}
+PLACES = ("before", "after", "before+input", "before+output")
+IGNORED = {
+    "mlp": (),
+    "cnn": ("depth", "width"),
+    "rnn": ("depth", "activation", "place", "dropout", "shift"),
+}
+"""What a model has no use for."""
+
+
+def _check(run: Run) -> None:
+    """Refuse a run that would be trained as another: by a misspelled name, or by what its model does not have.
+
+    Raises
+    ------
+    ValueError
+        Which names the field, and what it may be.
+    """
+    for field, known in (("norm", NORMS), ("place", PLACES), ("model", MODELS), ("activation", ACTIVATIONS)):
+        value = getattr(run, field)
+        if value not in known:
+            raise ValueError(f"no {field} is called {value!r}; there are {', '.join(known)}")
+    for field in IGNORED[run.model]:
+        value, usual = getattr(run, field), getattr(Run(), field)
+        if value != usual:
+            raise ValueError(f"a {run.model} has no use for {field}: it must be {usual!r}, got {value!r}")
+    if run.model == "cnn" and "+" in run.place:
+        raise ValueError(f"a cnn has its norms before or after the activation, got {run.place!r}")
 
 
 def make_network(run: Run, rng: np.random.Generator, noise: np.random.Generator, dtype: type = np.float32) -> Network:
     """The run's network. Its initial weights come from `rng` and do not depend on the norm."""
+    _check(run)
     return Network((layer for layer in MODELS[run.model](run, rng, noise, dtype) if layer is not None), dtype)
 
 

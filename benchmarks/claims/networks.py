@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.claims.accuracy import HALF, SCORE, WHY_HALF
+import numpy as np
+
+from benchmarks.claims.common import HALF, RATE_AXIS, SCORE, WHY_HALF, by, last_score, lines, to_target
 from benchmarks.claims.runs import NORMS, Grid, Tuned
-from benchmarks.claims.speed import RATE_AXIS, to_target
-from benchmarks.claims.study import Findings, Line, Plot, Results, by, claim, last_score
+from benchmarks.claims.study import Findings, Plot, Results, claim
 
 
 def _both(**settings: Any) -> dict[str, Tuned]:
@@ -37,8 +38,8 @@ def layer_norm_for_rnn(results: Results) -> Findings:
     sweep = results.sweep("score", last_score)
     return Findings(
         effects={"layer over none": scores[2] - scores[0], "layer over batch": scores[2] - scores[1]},
-        metrics={"score in %, tuned": by(NORMS, scores), "steps to a loss of 0.1, tuned": by(NORMS, steps)},
-        plots=[Plot(RATE_AXIS, SCORE, [Line(n, RNN_RATES, sweep[i].T) for i, n in enumerate(NORMS)], log_x=True)],
+        metrics={"score in %, tuned": by(NORMS, scores), "steps to a loss of 0.1, tuned": by(NORMS, steps, np.median)},
+        plots=[Plot(RATE_AXIS, SCORE, lines(NORMS, RNN_RATES, sweep), log_x=True)],
     )
 
 
@@ -53,17 +54,17 @@ CNN_RATES = (0.03, 0.1, 0.3, 1.0)
     grids=_both(model="cnn", task="digit images", norm=NORMS, rate=CNN_RATES, steps=200),
 )
 def batch_norm_for_cnn(results: Results) -> Findings:
-    """Digits, three convolutions of 3 x 3 with 8, 16 and 32 channels, relu, the mean over the image and a linear
-    layer; 200 steps of SGD with momentum on batches of 64. Layer norm is over height, width and channels with a weight
-    for each channel. Each net has the best of four learning rates from 0.03 to 1. The effect is the test score with
-    batch norm minus that with layer norm.
+    """Digits, three convolutions of 3 x 3 with 8, 16 and 32 channels, the second and third with stride 2, relu, the
+    mean over the image and a linear layer; 200 steps of SGD with momentum on batches of 64. Layer norm is over height,
+    width and channels with a weight for each channel. Each net has the best of four learning rates from 0.03 to 1. The
+    effect is the test score with batch norm minus that with layer norm.
     """
     scores, steps = results.each("score", last_score), results.each("steps", to_target)
     sweep = results.sweep("score", last_score)
     return Findings(
         effects={"batch over layer": scores[1] - scores[2]},
-        metrics={"score in %, tuned": by(NORMS, scores), "steps to a loss of 0.1, tuned": by(NORMS, steps)},
-        plots=[Plot(RATE_AXIS, SCORE, [Line(n, CNN_RATES, sweep[i].T) for i, n in enumerate(NORMS)], log_x=True)],
+        metrics={"score in %, tuned": by(NORMS, scores), "steps to a loss of 0.1, tuned": by(NORMS, steps, np.median)},
+        plots=[Plot(RATE_AXIS, SCORE, lines(NORMS, CNN_RATES, sweep), log_x=True)],
     )
 
 
@@ -88,19 +89,19 @@ def not_on_input_or_output(results: Results) -> Findings:
     return Findings(
         effects={"on the input": scores[0] - scores[1], "on the output": scores[0] - scores[2]},
         metrics={"score in %, tuned": by(names, scores)},
-        plots=[Plot(RATE_AXIS, SCORE, [Line(n, PLACE_RATES, sweep[i].T) for i, n in enumerate(names)], log_x=True)],
+        plots=[Plot(RATE_AXIS, SCORE, lines(names, PLACE_RATES, sweep), log_x=True)],
     )
 
 
 @claim(
     "before-or-after-activation",
-    says="Normalize before the activation (so the one text; another normalizes after it).",
+    says="Batch norm belongs before the activation (one text; another puts it after).",
     tests={"batch, before over after": HALF},
     why_smallest=WHY_HALF + " That after is better, or no different, contradicts the one text.",
     grids=_both(norm=NORMS[1:], place=("before", "after"), rate=PLACE_RATES),
 )
 def before_or_after(results: Results) -> Findings:
-    """The net with batch norm of converges-faster, with the norm between each linear layer and its relu, or behind the
+    """The net with batch norm of converges-faster, with the norm between each linear layer and its relu, or after the
     relu. Each net has the best of five learning rates. The effect is the test score after 300 steps with the norm
     before minus that with it after. Layer norm is beside it.
     """
@@ -111,13 +112,13 @@ def before_or_after(results: Results) -> Findings:
         effects={"batch, before over after": scores[0, 0] - scores[0, 1]},
         metrics={
             "score in %, tuned": by(names, scores.reshape(4, -1)),
-            "steps to a loss of 0.1, tuned": by(names, steps.reshape(4, -1)),
+            "steps to a loss of 0.1, tuned": by(names, steps.reshape(4, -1), np.median),
         },
         plots=[
             Plot(
                 RATE_AXIS,
                 SCORE,
-                [Line(name, PLACE_RATES, sweep[divmod(i, 2)].T) for i, name in enumerate(names)],
+                lines(names, PLACE_RATES, sweep.reshape(4, *sweep.shape[2:])),
                 log_x=True,
             )
         ],

@@ -36,9 +36,14 @@ def preliminary(entries: Entries) -> list[str]:
     return [id for id, entry in entries.items() if entry["preliminary"]]
 
 
+def source(entries: Entries) -> Mapping[str, Any] | None:
+    """Where all claims come from; None where they come from different studies."""
+    sources = [entry["source"] for entry in entries.values()]
+    return sources[0] if sources.count(sources[0]) == len(sources) else None
+
+
 def context(entries: Entries) -> dict[str, Any]:
     """What the template needs of one claim and more."""
-    sources = [entry["source"] for entry in entries.values()]
     return {
         "entries": list(entries.values()),
         "missing": [id for id in CLAIMS if id not in entries],
@@ -48,8 +53,8 @@ def context(entries: Entries) -> dict[str, Any]:
         "tuning_seeds": sorted({entry["n_tuning_seeds"] for entry in entries.values()}),
         "tests": command.TESTS,
         "alpha": decide.ALPHA,
-        "source": sources[0] if sources.count(sources[0]) == len(sources) else None,
-        "unclean": any(not source["clean"] for source in sources),
+        "source": source(entries),
+        "unclean": not all(entry["source"]["clean"] for entry in entries.values()),
         "comparison": [
             (row.aspect, [(text, [fact.of(entries) for fact in facts]) for text, facts in (row.batch, row.layer)])
             for row in COMPARISON

@@ -87,18 +87,22 @@ class Drift:
         return {"drift": filled(drift, self.steps // self.EVERY)}
 
 
-class Scales:
-    """Test scores when all inputs, or all hidden weight matrices, are times `SCALES`.
-
-    scaled_inputs: in evaluation. own_scaled_inputs, own_scaled_weights: by the statistics of the test data itself,
-    which batch norm's invariance is about; running statistics are those of the inputs and weights that there were.
-    """
+class AtTheEnd:
+    """A probe of the trained net alone."""
 
     def __init__(self, training: Training) -> None:
         self.training = training
 
     def after(self, step: int) -> None:
         pass
+
+
+class Scales(AtTheEnd):
+    """Test scores when all inputs, or all hidden weight matrices, are times `SCALES`.
+
+    scaled_inputs: in evaluation. own_scaled_inputs, own_scaled_weights: by the statistics of the test data itself,
+    which batch norm's invariance is about; running statistics are those of the inputs and weights that there were.
+    """
 
     def result(self) -> dict[str, Any]:
         data, score = self.training.data, self.training.task.score
@@ -121,18 +125,12 @@ class Scales:
         }
 
 
-class Statistics:
+class Statistics(AtTheEnd):
     """What a trained batch norm's statistics are worth.
 
     updated: test scores in evaluation after running statistics that start anew have seen `UPDATES` training batches.
     batched: test scores by the statistics of the test batch itself, of `BATCHES` samples. whole: of all test data.
     """
-
-    def __init__(self, training: Training) -> None:
-        self.training = training
-
-    def after(self, step: int) -> None:
-        pass
 
     def result(self) -> dict[str, Any]:
         data, score = self.training.data, self.training.task.score

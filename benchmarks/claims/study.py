@@ -10,7 +10,6 @@ import numpy as np
 
 from benchmarks.claims.decide import Test
 from benchmarks.claims.runs import Grid, Run, Tuned, seeded
-from benchmarks.claims.training import EVERY
 
 Array = Any
 Record = Mapping[str, Any]
@@ -180,46 +179,3 @@ def claim(
         return measure
 
     return enter
-
-
-# --- what measures have in common ---
-
-WINDOW = 10
-"""Steps over which a training loss is averaged: the loss of one batch is noise to a good part."""
-
-
-def smooth_loss(record: Record) -> Array:
-    """The mean loss of the last `WINDOW` batches, from the first step that has as many; infinite once it diverged."""
-    windows = np.lib.stride_tricks.sliding_window_view(np.asarray(record["loss"], np.float64), WINDOW)
-    with np.errstate(over="ignore"):
-        return np.nan_to_num(windows.mean(axis=1), nan=np.inf, posinf=np.inf)
-
-
-def steps_to_loss(record: Record, target: float) -> float:
-    """Steps until the training loss is no more than `target`; a run that does not get there counts as its length."""
-    reached = np.flatnonzero(smooth_loss(record) <= target)
-    return float(reached[0] + WINDOW if len(reached) else len(record["loss"]))
-
-
-def steps_to_score(record: Record, target: float) -> float:
-    """The same until the test score is at least `target`, to the test after which it is."""
-    reached = np.flatnonzero(np.asarray(record["score"]) >= target)
-    return float((reached[0] + 1) * EVERY if len(reached) else len(record["loss"]))
-
-
-LAST = 5
-
-
-def final_score(record: Record) -> float:
-    """The last test's, of the net that the probes see."""
-    return float(record["score"][-1])
-
-
-def last_score(record: Record) -> float:
-    """The mean of the last `LAST` tests: where a single one falls is chance to a good part."""
-    return float(np.mean(record["score"][-LAST:]))
-
-
-def by(names: Sequence[Any], values: Array, summary: Callable[[Array], Any] = np.mean) -> dict[str, float]:
-    """A number for each name: the mean over seeds, or another summary."""
-    return {str(name): float(summary(value)) for name, value in zip(names, values, strict=True)}

@@ -66,7 +66,7 @@ def train(run: Run) -> dict[str, Any]:
     -------
     dict
         loss: of each step's batch; score: of the test data in percent, after every `EVERY` steps; at the end
-        train_score, and train_loss and test_loss in evaluation; and what the run's probe adds. A run whose loss is no
+        train_score, and test_loss in evaluation; and what the run's probe adds. A run whose loss is no
         longer finite ends there: the losses that it does not have are NaN, the scores stay what the last one was.
     """
     training = Training(run)
@@ -88,7 +88,6 @@ def train(run: Run) -> dict[str, Any]:
             "loss": losses.tolist(),
             "score": scores,
             "train_score": task.score(outputs, data.target),
-            "train_loss": task.loss(outputs, data.target)[0],
             "test_loss": task.loss(test_outputs, data.test_target)[0],
             **(probe.result() if probe else {}),
         }
