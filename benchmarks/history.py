@@ -25,7 +25,7 @@ class Point:
     commit: str
     date: datetime.datetime
     value: float
-    """Seconds, or bytes for memory."""
+    """Seconds, bytes of memory, or steps of training."""
     version: str
 
 

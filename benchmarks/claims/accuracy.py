@@ -15,16 +15,18 @@ from benchmarks.claims.common import (
     SWEEP,
     UNTUNED,
     WHY_HALF,
+    WRONG,
     Record,
     against_plain,
     by,
     last_score,
     lines,
+    tested,
+    wrong,
 )
 from benchmarks.claims.decide import Test
 from benchmarks.claims.runs import NORMS, Grid, Tuned
 from benchmarks.claims.study import Findings, Line, Plot, Results, claim
-from benchmarks.claims.training import EVERY
 
 FEW_RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
 DROPOUTS = (0.0, 0.1, 0.3, 0.5)
@@ -54,7 +56,6 @@ def less_overfitting(results: Results) -> Findings:
     training = results.each("few", lambda record: record["train_score"])
     gap = training - scores
     curves = results.each("few", lambda record: record["score"])
-    steps = range(EVERY, EVERY * curves.shape[2] + 1, EVERY)
     return Findings(
         effects=against_plain(-gap),
         metrics={
@@ -65,8 +66,9 @@ def less_overfitting(results: Results) -> Findings:
         plots=[
             Plot(
                 "steps",
-                f"{SCORE}, 200 to train on",
-                [Line(norm, steps, curves[i]) for i, norm in enumerate(NORMS)],
+                f"{WRONG}, 200 to train on",
+                [Line(norm, tested(curves), wrong(curves[i])) for i, norm in enumerate(NORMS)],
+                log_y=True,
             )
         ],
     )
@@ -85,6 +87,7 @@ def better_generalization(results: Results) -> Findings:
     in a pilot; and, tuned again, with 200 digits to train on.
     """
     scores, sweep = results.each("tuned", last_score), results.sweep("tuned", last_score)
+    curves = results.each("tuned", lambda record: record["score"])
     return Findings(
         effects=against_plain(scores),
         metrics={
@@ -94,11 +97,12 @@ def better_generalization(results: Results) -> Findings:
         },
         plots=[
             Plot(
-                RATE_AXIS,
-                SCORE,
-                lines(NORMS, RATES, sweep),
-                log_x=True,
-            )
+                "steps",
+                f"{WRONG}, each net at its best rate",
+                [Line(norm, tested(curves), wrong(curves[i])) for i, norm in enumerate(NORMS)],
+                log_y=True,
+            ),
+            Plot(RATE_AXIS, SCORE, lines(NORMS, RATES, sweep), log_x=True),
         ],
     )
 

@@ -80,6 +80,19 @@ def final_score(record: Record) -> float:
     return float(record["score"][-1])
 
 
+WRONG = "test digits wrong, %"
+
+
+def wrong(scores: Array) -> Array:
+    """Of scores in percent, for a logarithmic axis: 0.1 where none is wrong, which is less than one of 359."""
+    return np.maximum(100 - scores, 0.1)
+
+
+def tested(scores: Array) -> Array:
+    """The steps after which scores (..., tests) were taken."""
+    return EVERY * np.arange(1, scores.shape[-1] + 1)
+
+
 def last_score(record: Record) -> float:
     """The mean of the last `LAST` tests: where a single one falls is chance to a good part."""
     return float(np.mean(record["score"][-LAST:]))

@@ -12,6 +12,7 @@ from benchmarks.claims.common import (
     UNTUNED,
     WHY_FASTER,
     WINDOW,
+    WRONG,
     Record,
     by,
     doublings,
@@ -19,8 +20,10 @@ from benchmarks.claims.common import (
     lines,
     smooth_loss,
     steps_to_loss,
+    tested,
     to_score,
     to_target,
+    wrong,
 )
 from benchmarks.claims.decide import Test
 from benchmarks.claims.runs import NORMS, Grid, Tuned
@@ -93,6 +96,7 @@ def trains_in_less_time(results: Results) -> Findings:
     steps = results.each("tuned", to_score)
     step = results.seconds("nets")
     seconds = steps * step
+    scores = results.each("tuned", lambda record: record["score"])
     ratios = seconds[0] / seconds[1:]
     return Findings(
         effects=dict(zip(NORMS[1:], np.log2(ratios), strict=True)),
@@ -104,9 +108,14 @@ def trains_in_less_time(results: Results) -> Findings:
         },
         plots=[
             Plot(
-                "seed, in the order of its time",
-                "seconds to 95 % right",
-                [Line(norm, range(1, seconds.shape[1] + 1), np.sort(seconds[i])[None]) for i, norm in enumerate(NORMS)],
+                "milliseconds",
+                WRONG,
+                [
+                    Line(norm, 1e3 * np.median(step[i]) * tested(scores), wrong(scores[i]))
+                    for i, norm in enumerate(NORMS)
+                ],
+                log_x=True,
+                log_y=True,
                 timed=True,
             )
         ],
