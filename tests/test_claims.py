@@ -1,28 +1,22 @@
-"""The claims study: each claim reads its runs rightly, the verdicts follow from the rule, and what trains is right."""
+"""The claims study: each claim reads its runs rightly, and the verdicts follow from the rule."""
 
 import dataclasses
 import functools
 import itertools
 import json
 import math
-import re
-import types
-from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import normnumba
-from benchmarks import job, measure
-from benchmarks.claims import batches, checks, clock, command, data, decide, layers, models, pool, probes, study
+from benchmarks.claims import accuracy, batches, command, common, decide, probes, study
 from benchmarks.claims.runs import NORMS, Grid, Run, Tuned, seeded
-from benchmarks.claims.training import Training, train
+from benchmarks.claims.training import train
+from tests.claims_helpers import shapes, tiny
 from tests.test_layers import EXACT
 
 pytest.importorskip("sklearn")
-joblib = pytest.importorskip("joblib")
-signal = pytest.importorskip("scipy.signal")
 
 IDS = [
     "converges-faster",
@@ -52,27 +46,6 @@ IDS = [
 
 SEEDS = command.QUICK_SEEDS
 
-TINY = Run(depth=1, width=8, steps=20)
-"""The usual net is deeper, and trains for longer than any of these tests needs."""
-
-EVERY_MODEL = [("mlp", "digits"), ("cnn", "digit images"), ("rnn", "digit rows")]
-
-
-def tiny(**settings):
-    return dataclasses.replace(TINY, **settings)
-
-
-@contextmanager
-def silent(text, total):
-    """A progress bar that nobody sees."""
-    yield lambda name: None
-
-
-@pytest.fixture
-def one_process(monkeypatch):
-    """Joblib runs one job in the process that asks for it: a worker's start takes a second."""
-    monkeypatch.setattr(joblib, "cpu_count", lambda: 1)
-
 
 # --- the claims ------------------------------------------------------------------------------------------------------
 
@@ -91,7 +64,6 @@ def random_record(run, rng, diverged=False):
         "loss": loss.tolist(),
         "score": score.tolist(),
         "train_score": float(score[-1]),
-        "train_loss": math.nan if diverged else rng.uniform(0.01, 20),
         "test_loss": math.nan if diverged else rng.uniform(0.01, 20),
     }
     scales = ("scaled_inputs", "own_scaled_inputs", "own_scaled_weights")
@@ -107,10 +79,6 @@ def random_record(run, rng, diverged=False):
         },
     }
     return record | watched[run.watch]
-
-
-def shapes(record):
-    return {name: (type(value), np.shape(value)) for name, value in record.items()}
 
 
 @pytest.mark.parametrize("watch", ["", *probes.PROBES])
@@ -213,7 +181,6 @@ def planted_record(steps, rate, level):
         "loss": (2.3 * np.exp(-np.arange(steps) / (60, 30, 15)[level])).tolist(),
         "score": np.where(tests >= (20, 10, 5)[level], score, 10.0).tolist(),
         "train_score": 99.5 if trainable else 10.0,
-        "train_loss": 0.1,
         "test_loss": (4.0, 2.0, 1.0)[level],
         "gradients": [[2.0 ** ((3 - level) * (step % 2 + layer - 20)) for layer in range(17)] for step in range(100)],
         "drift": [(4.0, 2.0, 1.0)[level]] * len(tests),
@@ -249,6 +216,22 @@ def test_a_layer_norm_that_sees_the_batch_contradicts_the_exact_claim(monkeypatc
     assert entry_of(id, findings_of(id, None))["verdict"] == decide.SUPPORTED
     monkeypatch.setattr(batches.normnumba, "layer_norm_forward", leaking)
     assert entry_of(id, findings_of(id, None))["verdict"] == decide.CONTRADICTED
+
+
+def test_the_exact_claim_shows_the_largest_differences_of_all_seeds(rng, monkeypatch):
+    differences = rng.random((len(SEEDS.study), 2 * len(batches.SHAPES)))  # each shape in two dtypes
+    each = iter(differences.ravel())
+    monkeypatch.setattr(batches, "_apart", lambda *arrays: next(each))
+    found = findings_of("layer-norm-single-sample", None)
+    (effects,), (plot,) = found.effects.values(), found.plots
+    layer, batch = (line.values[0] for line in plot.lines)
+    np.testing.assert_array_equal(effects, differences.max(axis=1))
+    np.testing.assert_array_equal(layer, effects)
+    assert len(np.unique(batch)) == len(SEEDS.study)
+    assert found.metrics == {
+        "largest difference, layer norm": differences.max(),
+        "largest change of batch norm's other outputs": batch.max(),
+    }
 
 
 # --- the rule --------------------------------------------------------------------------------------------------------
@@ -436,33 +419,92 @@ def test_the_test_that_settles_a_claim_is_named():
 
 
 def test_losses_are_averaged_over_the_last_ten_batches():
-    np.testing.assert_allclose(study.smooth_loss({"loss": list(range(12))}), [4.5, 5.5, 6.5], **EXACT)
+    np.testing.assert_allclose(common.smooth_loss({"loss": list(range(12))}), [4.5, 5.5, 6.5], **EXACT)
     for wrong in (math.nan, math.inf):
-        found = study.smooth_loss({"loss": [1.0] * 12 + [wrong] * 12})
+        found = common.smooth_loss({"loss": [1.0] * 12 + [wrong] * 12})
         np.testing.assert_allclose(found, [1] * 3 + [math.inf] * 12, **EXACT)
 
 
 def test_steps_to_a_loss():
     record = {"loss": [1.0] * 20 + [0.0] * 20}
-    assert study.steps_to_loss(record, 2.0) == 10  # the first step that has ten
-    assert study.steps_to_loss(record, 0.25) == 28
-    assert study.steps_to_loss(record, 0.0) == 30
-    assert study.steps_to_loss(record, -1.0) == 40
-    assert study.steps_to_loss({"loss": [1.0] * 20 + [math.nan] * 20}, 0.5) == 40
-    assert study.steps_to_loss({"loss": [math.nan] * 40}, 0.5) == 40
+    assert common.steps_to_loss(record, 2.0) == 10  # the first step that has ten
+    assert common.steps_to_loss(record, 0.25) == 28
+    assert common.steps_to_loss(record, 0.0) == 30
+    assert common.steps_to_loss(record, -1.0) == 40
+    assert common.steps_to_loss({"loss": [1.0] * 20 + [math.nan] * 20}, 0.5) == 40
+    assert common.steps_to_loss({"loss": [math.nan] * 40}, 0.5) == 40
     for huge in (1e20, 3e38):  # beside which a sum has no digits for what comes after it
-        assert study.steps_to_loss({"loss": [2.3] * 5 + [huge] + [2.3] * 94}, 0.1) == 100
+        assert common.steps_to_loss({"loss": [2.3] * 5 + [huge] + [2.3] * 94}, 0.1) == 100
 
 
 def test_steps_to_a_score():
     record = {"loss": [1.0] * 40, "score": [10.0, 96.0, 90.0, 97.0]}
-    assert [study.steps_to_score(record, target) for target in (5, 95, 96, 97, 98)] == [10, 20, 20, 40, 40]
-    assert study.steps_to_score({"loss": [1.0] * 40, "score": [math.nan] * 4}, 95) == 40
+    assert [common.steps_to_score(record, target) for target in (5, 95, 96, 97, 98)] == [10, 20, 20, 40, 40]
+    assert common.steps_to_score({"loss": [1.0] * 40, "score": [math.nan] * 4}, 95) == 40
 
 
 def test_scores_at_the_end():
     record = {"score": [100.0, 1.0, 2.0, 3.0, 4.0, 5.0]}
-    assert (study.last_score(record), study.final_score(record)) == (3.0, 5.0)
+    assert (common.last_score(record), common.final_score(record)) == (3.0, 5.0)
+
+
+def test_a_test_loss_is_ten_at_most():
+    losses = {0.25: 0.25, 10.5: 10.0, 1e300: 10.0, math.inf: 10.0, math.nan: 10.0}
+    assert [accuracy.test_loss({"test_loss": loss}) for loss in losses] == list(losses.values())
+
+
+def test_numbers_by_name_are_of_all_seeds_and_rounded():
+    values = [[1.0, 2.0, 6.0], [100 / 359, 100 / 359, 100 / 359]]
+    assert common.by((64, "all"), values) == {"64": 3.0, "all": 0.278551532}
+    assert common.by((64, "all"), values, np.median) == {"64": 2.0, "all": 0.278551532}
+    assert common.by(["a sum"], [[0.1, 0.2, -0.3]], np.sum) == {"a sum": 0.0}  # without rounding 2.8e-17
+    assert {type(value) for value in common.by((64, "all"), values).values()} == {float}
+    for names in ((64,), (64, 8, "all")):
+        with pytest.raises(ValueError, match="argument 2 is"):
+            common.by(names, values)
+
+
+def assert_effects(found, expected):
+    assert list(found) == list(expected)
+    for label, effect in expected.items():
+        np.testing.assert_array_equal(found[label], effect)
+
+
+def test_norms_are_compared_with_the_plain_net_seed_by_seed():
+    scores = np.array([[90.0, 80.0], [95.0, 81.0], [89.0, 80.5]])
+    assert_effects(common.against_plain(scores), {"batch": [5, 1], "layer": [-1, 0.5]})
+    assert_effects(common.against_plain(scores, ", wine"), {"batch, wine": [5, 1], "layer, wine": [-1, 0.5]})
+    deeper = np.stack([scores, 2 * scores], axis=1)  # (norm, depth, seed)
+    assert_effects(common.against_plain(deeper), {"batch": [[5, 1], [10, 2]], "layer": [[-1, 0.5], [-2, 1]]})
+    with pytest.raises(ValueError, match="zip"):
+        common.against_plain(scores[:2])
+
+
+def test_half_the_steps_are_one_doubling():
+    steps = np.array([[256.0, 64.0], [128.0, 64.0], [512.0, 16.0]])
+    assert_effects(common.doublings(steps), {"batch": [1, 0], "layer": [-1, 2]})
+    assert_effects(common.doublings(steps, ", tanh"), {"batch, tanh": [1, 0], "layer, tanh": [-1, 2]})
+
+
+def test_lines_are_one_for_each_name_with_its_seeds():
+    values = np.arange(24.0).reshape(2, 3, 4)  # (name, x, seed)
+    first, second = common.lines(("none", 8), (0.1, 0.2, 0.3), values)
+    assert (first.label, second.label) == ("none", "8")
+    assert first.x == second.x == (0.1, 0.2, 0.3)
+    np.testing.assert_array_equal(first.values, values[0].T)
+    np.testing.assert_array_equal(second.values, values[1].T)
+    assert second.as_dict()["median"] == [13.5, 17.5, 21.5]
+    with pytest.raises(ValueError, match="zip"):
+        common.lines(("none",), (0.1, 0.2, 0.3), values)
+
+
+def test_smallest_effects_are_what_their_reasons_say():
+    assert (common.POINT.smallest, common.HALF.smallest) == (1.0, 0.5)
+    assert math.log2(1.1) == common.FACTOR
+    assert common.FASTER.smallest == common.FACTOR
+    assert common.SWEEP.axes == {"norm": NORMS, "rate": common.RATES}
+    # Else "all at 0.03" would not be of the sweep's nets.
+    assert set(common.UNTUNED.settings()) < set(common.SWEEP.settings())
 
 
 def test_lines_are_the_median_and_the_middle_of_the_seeds():
@@ -543,708 +585,3 @@ def test_runs_are_told_apart_by_their_keys():
     changed |= dict.fromkeys(("init", "scale", "rate", "dropout", "decay", "shift"), 0.7)
     assert set(changed) == {field.name for field in dataclasses.fields(Run)}
     assert len({Run(**{name: value}).key() for name, value in changed.items()}) == len(changed)
-
-
-# --- data ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("task", data.TASKS)
-def test_data_are_split_by_the_seed(task):
-    first, again, other = (data.load(task, np.random.default_rng(seed)) for seed in (0, 0, 1))
-    np.testing.assert_array_equal(first.x, again.x)
-    np.testing.assert_array_equal(first.test_target, again.test_target)
-    assert not np.array_equal(first.test_x, other.test_x)
-    x, target = data.TASKS[task].read()
-    samples, tests = len(x), len(x) // 5
-    assert first.test_x.shape == (tests, *data.TASKS[task].shape)
-    assert len(first.x) == (data.TASKS[task].training or samples - tests)
-    assert first.x.dtype == first.test_x.dtype == np.float32
-    if data.TASKS[task].training is None:  # every sample is on one side
-        np.testing.assert_allclose(np.sort(np.concatenate([first.target, first.test_target])), np.sort(target))
-    if data.TASKS[task].standardize:
-        # A mean of float32 numbers of size 1.
-        np.testing.assert_allclose(first.x.mean(axis=0, dtype=np.float64), 0, atol=1e-6)
-        np.testing.assert_allclose(first.x.std(axis=0, dtype=np.float64), 1, atol=1e-6)
-    scaled = data.load(task, np.random.default_rng(0), scale=0.25)
-    np.testing.assert_array_equal(scaled.x, 0.25 * first.x)
-    np.testing.assert_array_equal(scaled.test_x, 0.25 * first.test_x)
-
-
-def test_losses_and_scores(rng):
-    from scipy.special import log_softmax
-
-    logits, labels = rng.standard_normal((6, 4)) * 5 + 1000, rng.integers(0, 4, 6)
-    expected = -np.mean(log_softmax(logits, axis=1)[np.arange(6), labels])
-    assert data.cross_entropy(logits, labels)[0] == pytest.approx(expected, rel=1e-12)
-    outputs, targets = np.array([[1.0], [2.0], [6.0]]), np.array([1.0, 4.0, 4.0])
-    assert data.squared_error(outputs, targets)[0] == pytest.approx(8 / 6, rel=1e-15)
-    assert data.accuracy(np.eye(4)[[0, 1, 2, 3]], np.array([0, 1, 2, 0])) == 75.0
-    assert data.explained(targets[:, None], targets) == 100.0
-    assert data.explained(np.array([[1.0], [3.0], [4.0]]), targets) == pytest.approx(100 * (1 - 1 / 6))
-    assert data.explained(-outputs, targets) == data.explained(np.full((3, 1), np.nan), targets) == 0.0
-
-
-# --- gradients and kernels -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("check", checks.every_check(), ids=lambda check: check.what)
-def test_every_check_passes(check):
-    assert check.error() <= check.tolerance
-
-
-def test_a_net_of_every_kind_is_checked():
-    def kinds(runs):
-        return {
-            *((run.model, run.norm) for run in runs),
-            *((run.model, run.activation) for run in runs),
-            *((run.norm, run.place) for run in runs),
-            *(data.TASKS[run.task].loss for run in runs),
-            *(name for run in runs for name in ("dropout", "shift") if getattr(run, name)),
-        }
-
-    first = [study.Results(claim, SEEDS, {}, {}).first() for claim in study.CLAIMS.values()]
-    assert kinds([run for runs in first for run in runs if run.seed in (0, SEEDS.tuning[0])]) <= kinds(checks.NETS)
-
-
-def tolerance_of_gradients():
-    (tolerance,) = {check.tolerance for check in checks.every_check() if check.what.startswith("gradient")}
-    return tolerance
-
-
-LAYERS = {
-    layers.Linear: Run(),
-    layers.Conv: Run(model="cnn", task="digit images"),
-    layers.Average: Run(model="cnn", task="digit images"),
-    layers.Recurrent: Run(model="rnn", task="digit rows"),
-    layers.Relu: Run(),
-    layers.Tanh: Run(activation="tanh"),
-    layers.Sigmoid: Run(activation="sigmoid"),
-    layers.Dropout: Run(dropout=0.3),
-    layers.Shift: Run(norm="batch", shift=0.5),
-    models.BatchNorm: Run(norm="batch"),
-    models.LayerNorm: Run(norm="layer"),
-    models.GroupNorm: Run(norm="layer", model="cnn", task="digit images"),
-}
-
-
-@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.__name__)
-def test_a_gradient_that_is_wrong_fails_the_check(layer, monkeypatch):
-    backward = layer.backward
-    monkeypatch.setattr(layer, "backward", lambda self, dy: 1.001 * backward(self, dy))
-    assert checks.slope_error(LAYERS[layer]) > tolerance_of_gradients()
-
-
-@pytest.mark.parametrize(
-    ("layer", "name"),
-    [
-        *((layer, name) for layer in (layers.Linear, layers.Conv) for name in ("dweight", "dbias")),
-        *((layers.Recurrent, name) for name in ("dweight_x", "dweight_h", "dbias", "dnorm_weight", "dnorm_bias")),
-    ],
-)
-def test_a_parameters_gradient_that_is_wrong_fails_the_check(layer, name, monkeypatch):
-    backward = layer.backward
-
-    def wrong(self, dy):
-        dx = backward(self, dy)
-        setattr(self, name, 1.01 * getattr(self, name))
-        return dx
-
-    monkeypatch.setattr(layer, "backward", wrong)
-    run = LAYERS[layer]
-    normed = dataclasses.replace(run, norm="layer") if name.startswith("dnorm") else run
-    assert checks.slope_error(normed) > tolerance_of_gradients()
-
-
-@pytest.mark.parametrize(
-    ("module", "kernel", "run"),
-    [
-        (checks.batch, "batch_norm_forward", Run(norm="batch", rate=0.03)),
-        (checks.batch, "batch_norm_backward", Run(norm="batch", rate=0.03)),
-        (checks.rows, "layer_norm_forward", Run(norm="layer", rate=0.03)),
-        (checks.rows, "layer_norm_backward", Run(norm="layer", rate=0.03)),
-        (checks.groups, "group_norm_forward", Run(norm="layer", rate=0.03, model="cnn", task="digit images")),
-        (checks.groups, "group_norm_backward", Run(norm="layer", rate=0.03, model="cnn", task="digit images")),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_a_kernel_that_is_wrong_fails_the_check(module, kernel, run, monkeypatch):
-    original = getattr(module, kernel)
-
-    def wrong(*arguments, **settings):
-        first, *others = original(*arguments, **settings)
-        return (first + first.dtype.type(1e-3), *others)
-
-    monkeypatch.setattr(module, kernel, wrong)
-    worst = max(check.tolerance for check in checks.every_check() if check.what.startswith("NumPy reference"))
-    assert checks.reference_error(run, np.float32) > worst
-
-
-# --- layers and networks ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("size", [(8, 8), (5, 6)])
-def test_convolution_is_the_direct_one(size, stride, rng):
-    conv = layers.Conv(3, 4, rng, stride=stride)
-    conv.bias += rng.standard_normal(4)
-    x, weight = rng.standard_normal((2, *size, 3)), conv.weight.reshape(3, 3, 3, 4)
-    direct = [
-        [sum(signal.correlate2d(image[..., c], weight[c, ..., o], "same") for c in range(3)) for o in range(4)]
-        for image in x
-    ]
-    expected = np.moveaxis(direct, 1, -1)[:, ::stride, ::stride] + conv.bias
-    np.testing.assert_allclose(conv(x), expected, **EXACT)
-
-
-@pytest.mark.parametrize("norm", NORMS)
-def test_recurrent_net_is_a_loop_over_time(norm, rng):
-    def normalize(z, weight, bias):
-        axis = {"batch": 0, "layer": 1}[norm]
-        mean, var = z.mean(axis, keepdims=True), z.var(axis, keepdims=True)
-        return (z - mean) / np.sqrt(var + 1e-5) * weight + bias
-
-    net = layers.Recurrent(3, 5, 4, lambda: models.make_norm(norm, 5, dtype=np.float64), rng)
-    for name in net.names:
-        getattr(net, name)[...] += rng.standard_normal(getattr(net, name).shape)
-    x, h = rng.standard_normal((6, 4, 3)), np.zeros((6, 5))
-    for t in range(4):
-        z = x[:, t] @ net.weight_x + h @ net.weight_h + net.bias
-        h = np.tanh(z if norm == "none" else normalize(z, net.norm_weight, net.norm_bias))
-    np.testing.assert_allclose(net(x), h, **EXACT)
-    if norm == "batch":  # each step of time has running statistics of its own
-        means = np.array([each.running_mean for each in net.norms])
-        assert len(np.unique(means, axis=0)) == 4
-
-
-def test_dropout_keeps_the_mean_and_is_off_in_evaluation(rng):
-    dropout, x = layers.Dropout(0.3, rng), np.ones((100, 100), np.float32)
-    y = dropout(x)
-    assert set(np.unique(y)) == {np.float32(0), np.float32(1 / 0.7)}
-    assert abs(y.mean() - 1) < 4 * math.sqrt(0.3 / 0.7 / x.size)  # four deviations
-    assert dropout.train(False)(x) is x
-
-
-def test_shift_moves_all_samples_alike_and_is_off_in_evaluation(rng):
-    shift, x = layers.Shift(0.5, rng), rng.standard_normal((6, 4))
-    first, second = shift(x), shift(x)
-    assert not np.array_equal(first, second)
-    factor = (first[1:] - first[0]) / (x[1:] - x[0])
-    np.testing.assert_allclose(factor, factor[:1].repeat(5, axis=0), rtol=1e-9)  # the differences cancel a few digits
-    assert shift.train(False)(x) is x
-
-
-def weights_of(network):
-    """The initial weight matrices, which no norm has."""
-    return network.values[network.decayed > 0]
-
-
-@pytest.mark.parametrize("place", ["before", "after", "before+input", "before+output"])
-@pytest.mark.parametrize(("model", "task"), EVERY_MODEL)
-def test_nets_of_one_seed_differ_in_their_norms_alone(model, task, place):
-    run = Run(model=model, task=task, place=place, depth=2)
-    plain, *normed = (Training(dataclasses.replace(run, norm=norm)) for norm in NORMS)
-    other = Training(dataclasses.replace(run, seed=1))
-    picked = [next(plain._batches) for _ in range(30)]  # more than an epoch
-    assert not np.array_equal(picked[0], next(other._batches))
-    assert not np.array_equal(weights_of(plain.network), weights_of(other.network))
-    for training in normed:
-        assert len(training.network.values) > len(plain.network.values)
-        np.testing.assert_array_equal(weights_of(training.network), weights_of(plain.network))
-        np.testing.assert_array_equal(training.data.x, plain.data.x)
-        np.testing.assert_array_equal([next(training._batches) for _ in range(30)], picked)
-
-
-def test_an_epoch_has_each_sample_once():
-    training = Training(Run(batch=64))
-    epoch = np.concatenate([next(training._batches) for _ in range(1438 // 64)])
-    assert len(np.unique(epoch)) == len(epoch) == 22 * 64
-
-
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize(("model", "task"), EVERY_MODEL)
-def test_parameters_stay_views_of_one_vector(model, task, norm):
-    training = Training(Run(model=model, task=task, norm=norm, depth=2))
-    network = training.network
-    before = network.values.copy()
-    for _ in range(2):
-        training.step()
-    assert not np.array_equal(network.values, before)
-    for flat, arrays in ((network.values, "parameters"), (network.slopes, "gradients")):
-        owned = [value.ravel() for layer in network.layers for value in getattr(layer, arrays)().values()]
-        np.testing.assert_array_equal(np.concatenate(owned), flat)
-    for layer in network.layers:
-        for value in layer.parameters().values():
-            assert np.shares_memory(value, network.values)
-
-
-def test_norms_are_before_or_after_the_activation():
-    def kinds(**settings):
-        network = Training(Run(norm="batch", depth=1, **settings)).network
-        return [type(layer).__name__ for layer in network.layers]
-
-    assert kinds(dropout=0.1, shift=0.1) == ["Linear", "BatchNorm", "Shift", "Relu", "Dropout", "Linear"]
-    assert kinds(place="after", shift=0.1) == ["Linear", "Relu", "BatchNorm", "Shift", "Linear"]
-    assert kinds(place="before+input") == ["BatchNorm", "Linear", "BatchNorm", "Relu", "Linear"]
-    assert kinds(place="before+output") == ["Linear", "BatchNorm", "Relu", "Linear", "BatchNorm"]
-
-
-def two_steps(optimizer, slopes):
-    """Where two steps at a rate of 0.1 take a parameter that is 1."""
-    network = types.SimpleNamespace(values=np.ones(1), slopes=np.zeros(1))
-    made, found = models.OPTIMIZERS[optimizer](network, 0.1), []
-    for slope in slopes:
-        network.slopes[...] = slope
-        made.step()
-        found.append(network.values[0])
-    return found
-
-
-def test_momentum():
-    np.testing.assert_allclose(two_steps("sgd", (1, 2)), [1 - 0.1, 1 - 0.1 - 0.1 * (0.9 + 2)], **EXACT)
-
-
-def test_adam():
-    # After the first slope m = 0.1 * 2 and v = 0.001 * 4, corrected 2 and 4; after the second:
-    m, v = 0.9 * 0.2 - 0.1, 0.999 * 0.004 + 0.001
-    first = 1 - 0.1 * 2 / (2 + 1e-8)
-    second = first - 0.1 * (m / (1 - 0.9**2)) / (math.sqrt(v / (1 - 0.999**2)) + 1e-8)
-    # 1 - 0.999^2 cancels three digits.
-    np.testing.assert_allclose(two_steps("adam", (2, -1)), [first, second], rtol=1e-11)
-
-
-@pytest.mark.parametrize(("model", "task"), EVERY_MODEL)
-def test_weights_decay_and_nothing_else_does(model, task):
-    run = Run(model=model, task=task, norm="batch", depth=1)
-    plain, decayed = Training(run, np.float64), Training(dataclasses.replace(run, decay=0.5), np.float64)
-    initial = plain.network.values.copy()
-    assert plain.step() == decayed.step()
-    matrices = [
-        np.full(value.size, value.ndim > 1) for layer in plain.network.layers for value in layer.parameters().values()
-    ]
-    expected = plain.network.slopes + 0.5 * initial * np.concatenate(matrices)
-    np.testing.assert_allclose(decayed.network.slopes, expected, **EXACT)
-
-
-# --- training --------------------------------------------------------------------------------------------------------
-
-
-def bits(record):
-    return json.dumps(record)
-
-
-@pytest.mark.parametrize(
-    "run",
-    [
-        tiny(norm="batch", dropout=0.3, shift=0.5, watch="statistics"),
-        tiny(norm="layer", model="cnn", task="digit images", steps=3),
-        tiny(norm="batch", model="rnn", task="digit rows", optimizer="adam"),
-    ],
-    ids=lambda run: run.model,
-)
-def test_a_run_repeats_bit_for_bit_and_another_seed_does_not(run):
-    first, again, other = train(run), train(run), train(dataclasses.replace(run, seed=1))
-    assert bits(first) == bits(again) != bits(other)
-    assert first["loss"] != other["loss"]
-
-
-def test_training_learns():
-    record = train(Run(norm="batch", depth=1, steps=60))
-    assert np.mean(record["loss"][-10:]) < 0.3 < record["loss"][0]
-    assert record["score"][-1] > 85  # 10 by chance
-    assert record["train_score"] > 85
-    assert max(record["train_loss"], record["test_loss"]) < 0.5
-
-
-def test_what_a_record_has_is_of_the_net_at_the_end():
-    run = tiny(norm="batch", dropout=0.2)
-    training = Training(run)
-    losses = [training.step() for _ in range(run.steps)]
-    network, task, split = training.network, training.task, training.data
-    record = train(run)
-    assert record["loss"] == losses
-    assert record["score"][-1] == training.test() == task.score(network.predict(split.test_x), split.test_target)
-    assert record["train_score"] == task.score(network.predict(split.x), split.target)
-    assert record["train_loss"] == task.loss(network.predict(split.x), split.target)[0]
-    assert record["test_loss"] == task.loss(network.predict(split.test_x), split.test_target)[0]
-
-
-def test_a_run_that_diverges_ends_there(monkeypatch):
-    taken, step = [], Training.step
-    monkeypatch.setattr(Training, "step", lambda self: taken.append(step(self)) or taken[-1])
-    run = tiny(rate=1e30, steps=55)
-    record = train(run)
-    assert 1 < len(taken) < 10
-    assert not math.isfinite(taken[-1])
-    assert np.all(np.isfinite(taken[:-1]))
-    np.testing.assert_array_equal(record["loss"], [*taken, *[math.nan] * (55 - len(taken))])
-    assert len(record["score"]) == 5
-    assert len(set(record["score"])) == 1
-    assert shapes(record) == shapes(train(dataclasses.replace(run, rate=0.1)))
-
-
-def test_batch_norm_refuses_batches_of_one():
-    with pytest.raises(ValueError, match="Training needs at least two"):
-        train(tiny(norm="batch", batch=1))
-    train(tiny(norm="layer", batch=1))
-
-
-# --- probes ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("watch", probes.PROBES)
-def test_probes_leave_training_as_it_is(watch):
-    run = tiny(norm="batch", depth=2, dropout=0.2, shift=0.2)
-    watched = train(dataclasses.replace(run, watch=watch))
-    assert bits({name: watched[name] for name in train(run)}) == bits(train(run))
-
-
-def trained(watch, **settings):
-    """A training that has taken its steps, and its probe."""
-    training = Training(tiny(norm="batch", depth=2, watch=watch, **settings))
-    probe = probes.PROBES[watch](training)
-    for step in range(training.run.steps):
-        training.step()
-        probe.after(step)
-    return training, probe
-
-
-def test_gradients_are_those_of_the_weight_matrices():
-    training, probe = trained("gradients")
-    found = probe.result()["gradients"]
-    assert np.shape(found) == (20, 3)
-    # float32 sums of a few hundred squares.
-    assert math.hypot(*found[-1]) == pytest.approx(
-        np.linalg.norm(training.network.slopes[training.network.decayed > 0]), rel=1e-5
-    )
-
-
-def test_drift_is_how_far_the_inputs_of_layers_move():
-    training, probe = trained("drift", rate=0.0)
-    np.testing.assert_array_equal(probe.result()["drift"], [0, 0])
-    # All but the first layer's inputs are by batch norms: doubling their parameters doubles means and deviations.
-    for layer in training.network.layers:
-        if isinstance(layer, models.BatchNorm):
-            layer.weight[...] *= 2
-            layer.bias[...] *= 2
-    probe.after(9)
-    moves = [math.sqrt(np.mean(m**2 + s**2) / np.mean(s**2)) for m, s in probe.moments[-2]]
-    assert len(moves) == 2
-    # The second norm's eps, of 1e-5, is less beside a variance four times as large.
-    assert probe.result()["drift"][-1] == pytest.approx(np.mean(moves), rel=1e-4)
-
-
-def test_scales_are_of_inputs_and_of_hidden_weights():
-    training, probe = trained("scales")
-    network, split, usual = training.network, training.data, training.test()
-    before, score = network.values.copy(), functools.partial(data.accuracy, labels=split.test_target)
-    found = probe.result()
-    np.testing.assert_array_equal(network.values, before)
-    assert training.test() == usual  # the running statistics are as they were
-    one, ten = probes.SCALES.index(1.0), probes.SCALES.index(10.0)
-    assert found["scaled_inputs"][one] == usual
-    assert found["scaled_inputs"][ten] == score(network.predict(10 * split.test_x)) != usual
-    own = score(network(split.test_x))
-    assert found["own_scaled_inputs"][one] == found["own_scaled_weights"][one] == own
-    assert found["own_scaled_inputs"][ten] == score(network(10 * split.test_x))
-    for layer in network.linear()[:-1]:
-        layer.weight *= 0.1
-    assert found["own_scaled_weights"][probes.SCALES.index(0.1)] == score(network(split.test_x))
-
-
-def test_statistics_are_those_of_batches_or_start_anew():
-    training, probe = trained("statistics")
-    network, split = training.network, training.data
-    running, score = training.test(), functools.partial(data.accuracy, labels=split.test_target)
-    found = probe.result()
-    assert training.test() == running  # its own copy saw the batches
-    norms = [layer for layer in network.layers if isinstance(layer, models.BatchNorm)]
-    kept = [(norm.running_mean.copy(), norm.running_var.copy()) for norm in norms]
-    assert found["whole"] == score(network(split.test_x))
-    pairs = np.concatenate([network(split.test_x[i : i + 2]) for i in range(0, 358, 2)])
-    assert found["batched"][probes.BATCHES.index(2)] == data.accuracy(pairs, split.test_target[:358])
-    for norm in norms:
-        norm.running_mean[...], norm.running_var[...] = 0, 1
-    again = Training(training.run)
-    for _ in range(training.run.steps):
-        next(again._batches)
-    network(split.x[next(again._batches)])
-    assert found["updated"][probes.UPDATES.index(1)] == training.test()
-    assert any(not np.array_equal(norm.running_mean, mean) for norm, (mean, _) in zip(norms, kept, strict=True))
-
-
-# --- the pool of runs, and the clock ---------------------------------------------------------------------------------
-
-
-def test_pool_trains_in_processes_what_one_process_would(tmp_path):
-    runs = [tiny(norm="batch", seed=seed) for seed in (0, 1)]
-    made, done = pool.Pool(tmp_path), []
-    made.train(runs, done.append)
-    assert sorted(done) == sorted(run.key() for run in runs)
-    for run in runs:
-        assert bits(made[run]) == bits(train(run))
-        assert bits(pool.Pool(tmp_path)[run]) == bits(train(run))
-
-
-@pytest.fixture
-def runs(one_process):
-    return [tiny(seed=seed) for seed in range(3)]
-
-
-def test_pool_resumes(runs, tmp_path):
-    pool.Pool(tmp_path).train(runs[:2])
-    resumed, done = pool.Pool(tmp_path), []
-    assert resumed.missing([*runs, *runs]) == runs[2:]
-    resumed.train([*runs, *runs], done.append)
-    assert done == [runs[2].key()]
-    assert pool.Pool(tmp_path).missing(runs) == []
-    (file,) = tmp_path.iterdir()
-    assert len([line for line in file.read_text().splitlines() if line]) == 3
-
-
-def test_pool_trains_again_what_was_cut_off(runs, tmp_path):
-    whole = pool.Pool(tmp_path)
-    whole.train(runs)
-    text = whole.path.read_text()
-    for left_out, missing in ((20, runs[2:]), (1, [])):  # of the last line, or its end alone
-        whole.path.write_text(text[:-left_out])
-        resumed = pool.Pool(tmp_path)
-        assert resumed.missing(runs) == missing
-        more = [*runs, tiny(seed=3)]
-        resumed.train(more)
-        again = pool.Pool(tmp_path)
-        assert again.missing(more) == []
-        assert bits(again.records) == bits(resumed.records)
-
-
-def test_pool_of_other_code_is_another(runs, tmp_path, monkeypatch):
-    def changes(owner, name, value):
-        with monkeypatch.context() as patch:
-            patch.setattr(owner, name, value)
-            assert pool.Pool(tmp_path).missing(runs) == runs
-
-    pool.Pool(tmp_path).train(runs[:1])
-    changes(pool.machine, "version", lambda package: "another")
-    changes(pool.machine, "cpu_model", lambda: "another")
-    changes(pool, "blas", lambda: ["another"])
-    changes(pool, "TRAINING", pool.TRAINING[1:])
-    changes(normnumba, "__file__", str(tmp_path / "__init__.py"))
-    assert pool.Pool(tmp_path).missing(runs) == runs[1:]
-
-
-def test_records_depend_on_no_other_module_of_the_study():
-    for name in pool.TRAINING:
-        text = Path(pool.__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
-        assert set(re.findall(r"benchmarks\.(?:claims\.)?(\w+) import", text)) <= set(pool.TRAINING)
-
-
-def test_pool_forgets(runs, tmp_path):
-    made = pool.Pool(tmp_path)
-    made.forget(runs)
-    made.train(runs)
-    made.forget([*runs[:2], *runs[:2]])
-    assert made.missing(runs) == pool.Pool(tmp_path).missing(runs) == runs[:2]
-    assert bits(pool.Pool(tmp_path)[runs[2]]) == bits(made[runs[2]])
-    made.forget(runs)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_steps_of_one_seed_and_net_are_timed_side_by_side(monkeypatch):
-    groups = []
-
-    def side_by_side(steps, effort):
-        groups.append(list(steps))
-        return {key: types.SimpleNamespace(seconds=len(key)) for key in steps}
-
-    monkeypatch.setattr(measure, "side_by_side", side_by_side)
-    runs = Grid(norm=NORMS, width=(8, 16), depth=1).runs([0, 1])
-    done = []
-    seconds = clock.step_seconds([*runs, *runs], done.append)
-    assert seconds == {run: len(run.key()) for run in runs}
-    assert sorted(done) == sorted(run.key() for run in runs)
-    expected = [
-        {run.key() for run in runs if (run.seed, run.width) == kind} for kind in itertools.product((0, 1), (8, 16))
-    ]
-    assert len(groups) == len(expected)
-    assert all(set(group) in expected for group in groups)
-
-
-# --- the command -----------------------------------------------------------------------------------------------------
-
-ORIGIN = {"commit": "c" * 40, "clean": True}
-CONTRACT = {"id", "says", "verdict", "metrics", "interval", "n_seeds", "command", "timings"}
-
-
-@pytest.fixture
-def cheap(one_process, monkeypatch):
-    """A study of two claims about tiny nets, of two seeds and one for tuning."""
-    nets = Grid(norm=("none", "batch"), depth=1, width=8, steps=20, rate=0.3)
-    tuned = Tuned(Grid(norm=("none", "batch"), depth=1, width=8, steps=20, rate=(0.03, 0.1)), study.last_score)
-
-    def measure_score(results):
-        """What a norm adds."""
-        score = results.each("nets", study.last_score)
-        lines = [study.Line(norm, (1,), score[i][:, None]) for i, norm in enumerate(("none", "batch"))]
-        return study.Findings({"gain": score[1] - score[0]}, {"score": score.tolist()}, [study.Plot("x", "y", lines)])
-
-    def measure_time(results):
-        """What a norm costs."""
-        seconds = results.seconds("nets")
-        return study.Findings({"cost": seconds[1] - seconds[0]}, {}, timings={"seconds": seconds.tolist()})
-
-    claims = [
-        study.Claim(
-            "gains", "A gain.", measure_score, {"gain": POINTS}, "Why.", {"nets": tuned, "untuned": nets}, {}, True
-        ),
-        study.Claim("costs", "A cost.", measure_time, {"cost": POINTS}, "Why.", {}, {"nets": nets}, True),
-    ]
-    monkeypatch.setattr(command, "CLAIMS", {claim.id: claim for claim in claims})
-    monkeypatch.setattr(command, "QUICK_SEEDS", study.Seeds(study=range(2), tuning=range(100, 101)))
-    monkeypatch.setattr(clock, "EFFORT", measure.Effort(rounds=1, block=1e-4))
-
-
-def written(folder):
-    content = json.loads((folder / command.FILE).read_text(encoding="utf-8"))
-    assert content["format"] == command.FORMAT
-    return content["claims"]
-
-
-def test_study_writes_what_the_page_reads(cheap, tmp_path):
-    entries = command.study([], True, tmp_path / "new", silent, ORIGIN)
-    assert written(tmp_path / "new") == entries
-    assert [entry["id"] for entry in entries] == ["gains", "costs"]
-    for entry in entries:
-        assert set(entry) >= CONTRACT
-        assert entry["verdict"] in ("supported", "contradicted", "undecided")
-        assert (entry["n_seeds"], entry["n_tuning_seeds"]) == (2, 1)
-        assert entry["preliminary"]
-        low, high = entry["interval"]
-        assert low <= entry["effect"] <= high
-        assert entry["command"] == f"python -m benchmarks claims --only {entry['id']} --quick"
-        assert entry["source"]["commit"] == ORIGIN["commit"]
-        assert entry["source"]["versions"]["numpy"] == np.__version__
-        assert entry["source"]["runs"] == 12  # two nets: at two rates to tune, at the better with two seeds, untuned
-    gains, costs = entries
-    assert (gains["method"], gains["says"], gains["timed"], costs["timed"]) == (
-        "What a norm adds.",
-        "A gain.",
-        False,
-        True,
-    )
-    assert np.shape(gains["metrics"]["score"]) == np.shape(costs["timings"]["seconds"]) == (2, 2)
-    assert np.all(np.array(costs["timings"]["seconds"]) > 0)
-    assert [path.name for path in (tmp_path / "new").iterdir()] == [command.FILE]  # and none of what was trained
-
-
-def test_study_repeats_and_replaces_only_what_was_asked_for(cheap, tmp_path):
-    trained = []
-
-    @contextmanager
-    def counting(text, total):
-        trained.extend([total] * text.startswith("training"))
-        yield lambda name: None
-
-    (costs,) = command.study(["costs"], True, tmp_path, counting, ORIGIN)
-    (first,) = command.study(["gains"], True, tmp_path, counting, ORIGIN)
-    assert written(tmp_path) == [first, costs]
-    (second,) = command.study(["gains"], True, tmp_path, counting, {**ORIGIN, "commit": "another"})
-    assert trained == [0, 0, 8, 4, 8, 4]  # anew, and not from what the first left
-    assert second["metrics"] == first["metrics"]
-    assert second["tests"] == first["tests"]
-    assert written(tmp_path) == [second, costs]
-    (tmp_path / command.FILE).write_text(json.dumps({"format": 0, "claims": [{"id": "gains"}]}))
-    assert command.load(tmp_path) == {}
-    command.study(["costs"], True, tmp_path, counting, ORIGIN)
-    assert [entry["id"] for entry in written(tmp_path)] == ["costs"]
-
-
-def test_study_refuses_effects_that_are_not_the_tests(cheap, tmp_path, monkeypatch):
-    claim = command.CLAIMS["gains"]
-    monkeypatch.setitem(command.CLAIMS, "gains", dataclasses.replace(claim, tests={"loss": POINTS}))
-    with pytest.raises(ValueError, match=r"gains has tests \{'loss'\} and effects \{'gain'\}"):
-        command.study(["gains"], True, tmp_path, silent, ORIGIN)
-    assert not (tmp_path / command.FILE).exists()
-
-
-def test_a_study_that_was_interrupted_goes_on_with_what_is_trained(cheap, tmp_path, monkeypatch):
-    def interrupt(*arguments):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(command, "decisions", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            command.study(["gains"], True, tmp_path, silent, ORIGIN)
-    monkeypatch.setattr(pool, "_trained", None)
-    command.study(["gains"], True, tmp_path, silent, ORIGIN)
-    assert [path.name for path in tmp_path.iterdir()] == [command.FILE]
-
-
-def test_choosing_claims():
-    assert [claim.id for claim in command.choose([])] == list(study.CLAIMS)
-    asked = ["not-always", "converges-faster", "not-always"]
-    assert [claim.id for claim in command.choose(asked)] == [id for id in study.CLAIMS if id in asked]
-    with pytest.raises(ValueError, match="no claim is called one, two; there are") as refusal:
-        command.choose(["one", "not-always", "two"])
-    assert all(id in str(refusal.value) for id in IDS)
-
-
-@pytest.fixture
-def asked(monkeypatch):
-    """What the command asked for of a study that is not run."""
-    found = []
-    monkeypatch.setattr(command, "study", lambda *arguments: found.append(arguments) or [])
-    monkeypatch.setattr(command, "every_check", lambda: [checks.Check("what", 1e-6, lambda: 1e-7)])
-    for part in ("check", "everything", "report"):
-        monkeypatch.setattr(job.Job, part, lambda self: job.DONE)
-    return found
-
-
-def test_command_runs_the_study(asked, tmp_path):
-    arguments = ["claims", "--quick", "--only", "not-always, converges-faster,", "--output", str(tmp_path)]
-    assert job.main(arguments) == job.DONE
-    ((ids, quick, folder, _, origin),) = asked
-    assert (ids, quick, folder) == (["not-always", "converges-faster"], True, tmp_path)
-    assert set(ORIGIN) <= set(origin)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["claims", "--only", "nonsense"], "no claim is called nonsense; there are"),
-        (["claims", "--only", ""], "--only names no claim; there are"),
-        (["claims", "--only", "not-always", "--full"], "claims takes --quick, --only and --output"),
-        (["claims", "--op", "layer_norm*"], "claims takes --quick, --only and --output"),
-        (["claims", "--device", "cuda"], "claims has no --device cuda"),
-        (["check", "--only", "not-always"], "--only is for claims alone"),
-        (["--only", "not-always"], "--only is for claims alone"),
-        (["--only", ""], "--only is for claims alone"),
-    ],
-    ids=" ".join,
-)
-def test_command_refuses_what_it_does_not_take(arguments, says, asked, capsys):
-    assert job.main(arguments) == job.MISUSED == 2
-    assert says in " ".join(capsys.readouterr().out.split())
-    assert asked == []
-
-
-def test_command_says_how_to_go_on_after_an_interruption(asked, monkeypatch, capsys):
-    def interrupt(*arguments):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(command, "study", interrupt)
-    try:
-        code = job.main(["claims", "--only", "not-always"])
-    except KeyboardInterrupt:  # which would end the tests
-        pytest.fail("the interruption is not handled")
-    assert code == job.FAILED
-    assert "the same command goes on with what is trained" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("error", [2e-6, math.nan])
-def test_what_trains_wrongly_is_not_trained(error, asked, monkeypatch, capsys):
-    wrong = [checks.Check("fine", 1e-6, lambda: 1e-7), checks.Check("wrong", 1e-6, lambda: error)]
-    monkeypatch.setattr(command, "every_check", lambda: wrong)
-    assert job.main(["claims", "--only", "not-always"]) == job.FAILED == 1
-    said = capsys.readouterr().out
-    assert "wrong: " in said
-    assert "fine: " not in said
-    assert asked == []
