@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -61,7 +62,10 @@ def _past(points: list[history.Point]) -> list[dict[str, Any]]:
 
 
 def _html(figure: Any) -> str:
-    return figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False, "responsive": True})
+    config = {"displayModeBar": False, "responsive": True}
+    # By its content, where plotly would draw a number: the same results make the same page.
+    name = f"chart-{hashlib.sha256(figure.to_json().encode()).hexdigest()[:16]}"
+    return figure.to_html(full_html=False, include_plotlyjs=False, config=config, div_id=name)
 
 
 def _on_device(cuda: dict[str, Any] | None, checks: dict[str, Any] | None) -> dict[str, Any]:
