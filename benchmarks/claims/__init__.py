@@ -2,7 +2,8 @@
 
 A claim is a function in `speed`, `stability`, `accuracy`, `batches` or `networks`: its docstring is the method, its
 decorator has the sentence, the tests with the smallest effect that counts, and the grids of runs that it reads. Around
-them: `runs` (what a run is), `data`, `layers`, `models`, `training`, `probes` (the experiment), `pool` (runs in
-processes), `clock` (seconds of a step), `decide` (from effects to verdicts), `checks` (gradients, and the kernels
-beside the NumPy reference), `command` and `page` (what reports/claims.html shows).
+them: `study` (what a claim is), `common` (what measures share), `runs` (what a run is), `data`, `layers`, `models`,
+`training`, `probes` (the experiment), `pool` (runs in processes), `clock` (seconds of a step), `decide` (from effects
+to verdicts), `checks` (gradients, and the kernels beside the NumPy reference), `command` and `page` (what
+reports/claims.html shows).
 """
