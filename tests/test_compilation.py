@@ -1,5 +1,6 @@
 """What is compiled, when, and that nothing stale is ever run."""
 
+import ast
 import os
 import re
 import shutil
@@ -102,6 +103,19 @@ for launching.PARALLEL_FROM in (0, 1 << 60):
         assert len(data) == 2
         for name, machine_code in data.items():
             assert (b"numba_parallel_for" in machine_code) == ("-parallel" in name), name
+
+
+KERNELS = sorted(Path(compiling.__file__).parent.glob("*.py"))
+
+
+@pytest.mark.parametrize("file", KERNELS, ids=[f.name for f in KERNELS])
+def test_every_prange_is_parallel(file):
+    """numba takes prange for range where its argument has a branch of its own."""
+    calls = [node for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    for call in calls:
+        if isinstance(call.func, ast.Name) and call.func.id == "prange":
+            parts = [part for argument in call.args for part in ast.walk(argument)]
+            assert not any(isinstance(part, ast.IfExp | ast.BoolOp) for part in parts), ast.unparse(call)
 
 
 def copy_of_the_package(folder):

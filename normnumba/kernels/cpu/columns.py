@@ -6,6 +6,9 @@ Rows are read as they lie in memory, and their elements added to one accumulator
 folded: several rows are taken as one long row, which fills vectors, and its columns are put together at the end. The
 last long row may be shorter than the others.
 
+Loops over `prange` take a plain number: one with a condition in it is a serial loop to numba, in silence, and was one
+here for long.
+
 Several samples that fit a core's own cache are taken one by each thread, so that nothing is read twice from further
 away; of others, all threads take one together.
 """
@@ -369,7 +372,7 @@ def _forward_sample(o, x, residual, weight, bias, eps, training, activation, sta
     width, long_rows, sums, writes = _layout(rows, channels)
     groups = stats.shape[1] // samples
     base, parts, staged = o * size, _parts(groups, channels), must_stage(y, size, x, x)
-    sums = sums if training else 0
+    sums, writes = sums if training else 0, writes if y.size else 0
     vectors, totals = np.empty((3, width), weight.dtype), np.empty((sums, 2, width))
     low, high = o * groups, (o + 1) * groups
     if training:
@@ -379,7 +382,7 @@ def _forward_sample(o, x, residual, weight, bias, eps, training, activation, sta
     for part in prange(parts):
         own = stats[:, low:high], mean[low:high], rstd[low:high]
         _finish(xs, base, rows, weight, bias, eps, part, totals, vectors, *own)
-    for b in prange(writes if y.size else 0):
+    for b in prange(writes):
         _write_block(xs, rs, base, size, b, writes, long_rows, vectors, activation, staged, ys)
 
 
@@ -509,17 +512,19 @@ def _backward_sample(
     given, centres = _given(stats, o, groups, eps, squared), np.zeros(groups)
     vectors, totals = np.empty((6, width), weight.dtype), np.empty((blocks, 2, width))
     _set_lines(vectors, given, centres, terms, weight, bias)
+    products = 0 if terms == GIVEN else blocks
+    writes = writes if dx.size or dresidual.size else 0
     if _far(given, terms):
         for b in prange(blocks):
             _sum_block(xs, base, size, b, long_rows, vectors[0], totals)
         _set_centres(totals, rows, given, vectors, centres, weight, bias)
-    for b in prange(blocks if terms != GIVEN else 0):
+    for b in prange(products):
         _products_of_block(dys, xs, rs, base, size, b, long_rows, vectors, activation, totals)
     for part in prange(parts):
         _set_curves(
             vectors, totals, given, centres, weight, part, terms, count, sums[:, o * channels : (o + 1) * channels]
         )
-    for b in prange(writes if dx.size or dresidual.size else 0):
+    for b in prange(writes):
         args = dys, xs, rs, base, size, b, writes, long_rows, vectors, terms, activation, staged
         _write_gradients(*args, dxs, drs)
 
