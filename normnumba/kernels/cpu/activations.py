@@ -6,7 +6,7 @@ calls of the library's do not vectorize: a norm with silu took 16 ms through mat
 
 from __future__ import annotations
 
-from .. import GELU, GELU_TANH, RELU
+from .. import GELU, GELU_TANH
 from .lowlevel import constant, elementwise, inlined_elementwise, load, polynomial, scalar, store, two_to_minus
 
 _SHIFT = constant(1.5 * 2.0**23, 1.5 * 2.0**52)
@@ -117,12 +117,12 @@ def _loops(gate):
             store(y, at + i, value * share)
 
     @elementwise
-    def differentiate(dy, start, count, z):
+    def differentiate(dy, start, count, z, at):
         """z = dy * (z * share(z))'"""
         for i in range(count):
-            value = load(z, i)
+            value = load(z, at + i)
             share, slope = gate(value)
-            store(z, i, load(dy, start + i) * (share + value * slope))
+            store(z, at + i, load(dy, start + i) * (share + value * slope))
 
     return activate, differentiate
 
@@ -130,13 +130,6 @@ def _loops(gate):
 _activate_gelu, _differentiate_gelu = _loops(_gelu)
 _activate_gelu_tanh, _differentiate_gelu_tanh = _loops(_gelu_tanh)
 _activate_silu, _differentiate_silu = _loops(_silu)
-
-
-@elementwise
-def _differentiate_relu(dy, start, count, z):
-    for i in range(count):
-        g = load(dy, start + i)
-        store(z, i, type(g)(0) if load(z, i) <= type(g)(0) else g)
 
 
 @scalar
@@ -151,13 +144,11 @@ def activate(activation, z, count, y, at):
 
 
 @scalar
-def differentiate(activation, dy, start, count, z):
-    """z = dy * activation'(z)"""
-    if activation == RELU:
-        _differentiate_relu(dy, start, count, z)
-    elif activation == GELU:
-        _differentiate_gelu(dy, start, count, z)
+def differentiate(activation, dy, start, count, z, at):
+    """z = dy * activation'(z), from `at` on; relu is not among them either"""
+    if activation == GELU:
+        _differentiate_gelu(dy, start, count, z, at)
     elif activation == GELU_TANH:
-        _differentiate_gelu_tanh(dy, start, count, z)
+        _differentiate_gelu_tanh(dy, start, count, z, at)
     else:
-        _differentiate_silu(dy, start, count, z)
+        _differentiate_silu(dy, start, count, z, at)

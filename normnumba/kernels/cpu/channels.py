@@ -16,7 +16,17 @@ from .. import BATCH, GIVEN, RELU
 from .compiling import array_in, array_out, variants
 from .launching import select
 from .lowlevel import fence, flat, must_stage, scalar
-from .spans import BLOCK, any_moments, centre_before, channel_sums, moments, write_gradients, write_span
+from .spans import (
+    BLOCK,
+    any_moments,
+    centre_before,
+    channel_sums,
+    moments,
+    room_for_gradients,
+    room_for_upstream,
+    write_gradients,
+    write_span,
+)
 
 FEW = 16
 """Channels below which threads share each of them."""
@@ -181,20 +191,22 @@ def _backward(dy, x, residual, stats, weight, bias, eps, squared, terms, count, 
         c, first, last = _samples(task, shares, outer)
         start, mean, rstd = c * inner, stats[0, c], 1 / math.sqrt(stats[1, c] + eps) if squared else stats[1, c]
         m, r, scale = number(mean), number(rstd), rstd * weight[c]
-        dz = np.empty(BLOCK if activation else 0, weight.dtype)
+        room = room_for_upstream(activation, outer * inner if terms != GIVEN else 0)
+        dz, kept = np.empty(room, weight.dtype), terms != GIVEN and room >= outer * inner
         centre = _centre(mean, rstd, number(0))
         if terms == BATCH:
             centre = centre_before(xs, start, outer, stride, inner, m, r, number(0))
         line = m, number(scale), number(bias[c] - centre * weight[c]), BLOCK
         if terms != GIVEN:
-            sum_dy, sum_dyt = channel_sums(dys, xs, rs, start, outer, stride, inner, m, r, line, activation, dz)
+            sum_dy, sum_dyt = channel_sums(dys, xs, rs, start, outer, stride, inner, m, r, line, activation, dz, kept)
             sums[0, c], sums[1, c] = sum_dy, sum_dyt - (centre * sum_dy if centre else 0.0)
         slope = -scale * sums[1, c] / count
         shift = number(-scale * sums[0, c] / count - slope * centre)
         curve = m, r, number(scale), number(slope), shift, BLOCK
-        buffer = np.empty(BLOCK if staged or not dx.size else 0, dx.dtype)
+        buffer = np.empty(room_for_gradients(activation, residual, staged, dx), dx.dtype)
         span = start + first * stride, last - first if writes else 0, stride, inner
-        write_gradients(dys, xs, rs, *span, line, curve, terms, activation, dz, dxs, drs, buffer, inner)
+        outputs = dxs, drs, staged, buffer, inner
+        write_gradients(dys, xs, rs, *span, line, curve, terms, activation, dz, kept, outputs)
         if staged:
             fence()
 
@@ -222,9 +234,9 @@ def _sums(dy, x, residual, weight, bias, activation, stats, sums):
         c, first, last = _samples(task, shares, outer)
         span = c * inner + first * stride, last - first, stride, inner
         m, r, centre = number(stats[0, c]), number(stats[1, c]), _centre(stats[0, c], stats[1, c], number(0))
-        dz = np.empty(BLOCK if activation else 0, weight.dtype)
+        dz = np.empty(room_for_upstream(activation, 0), weight.dtype)
         line = m, number(stats[1, c] * weight[c]), number(bias[c] - centre * weight[c]), BLOCK
-        sum_dy, sum_dyt = channel_sums(dys, xs, rs, *span, m, r, line, activation, dz)
+        sum_dy, sum_dyt = channel_sums(dys, xs, rs, *span, m, r, line, activation, dz, False)
         parts[0, task], parts[1, task] = sum_dy, sum_dyt - (centre * sum_dy if centre else 0.0)
     for c in range(channels):
         for k in range(2):

@@ -38,7 +38,23 @@ from .lowlevel import (
     must_stage,
     scalar,
 )
-from .spans import BLOCK, any_moments, flush, is_far, set_upstream, write_gradients, write_span
+from .spans import (
+    BLOCK,
+    FLOORED,
+    OPEN,
+    SMOOTH,
+    SUMMED,
+    any_moments,
+    flush,
+    gate_of,
+    is_far,
+    passed,
+    room_for_gradients,
+    room_for_upstream,
+    set_upstream,
+    write_gradients,
+    write_span,
+)
 
 FOLD = 512
 """Elements that a long row has at least: writing rows of 256 took 144 us where rows of 1024 took 115, but much longer
@@ -139,37 +155,38 @@ def _add_moments_of_four(x, start, stride, pivot, partial):
         accumulate(second, j, (a * a + b * b) + (c * c + d * d), 2)
 
 
-@elementwise
-def _add_products(dy, first, x, start, count, mean, rstd, partial):
-    """partial += (dy, dy * t) with t = (x - mean) * rstd, for one row"""
-    sum_dy, sum_dyt = partial[0], partial[1]
+@inlined_elementwise
+def _add_products(gate, dy, first, x, residual, start, count, vectors, partial):
+    """partial += (dz, dz * t) with t = (x - mean) * rstd, for one row"""
+    sum_dz, sum_dzt = partial[0], partial[1]
+    mean, rstd, scale, shift = vectors[0], vectors[1], vectors[2], vectors[5]
     for j in range(count):
-        g = load(dy, first + j)
-        accumulate(sum_dy, j, g, 1)
-        accumulate(sum_dyt, j, g * ((load(x, start + j) - load(mean, j)) * load(rstd, j)), 2)
+        away = load(x, start + j) - load(mean, j)
+        g = passed(gate, load(dy, first + j), away, load(scale, j), load(shift, j), residual, start + j)
+        accumulate(sum_dz, j, g, 1)
+        accumulate(sum_dzt, j, g * (away * load(rstd, j)), 2)
 
 
 @inlined_elementwise
-def _add_products_of_four(dy, first, x, start, width, mean, rstd, partial):
+def _product(gate, dy, first, x, residual, start, mean, rstd, scale, shift):
+    """dz and t of an element"""
+    away = load(x, start) - mean
+    return passed(gate, load(dy, first), away, scale, shift, residual, start), away * rstd
+
+
+@inlined_elementwise
+def _add_products_of_four(gate, dy, first, x, residual, start, width, vectors, partial):
     """`_add_products` of four rows"""
-    sum_dy, sum_dyt = partial[0], partial[1]
+    sum_dz, sum_dzt = partial[0], partial[1]
+    mean, rstd, scale, shift = vectors[0], vectors[1], vectors[2], vectors[5]
     for j in range(width):
-        m, r, i, k = load(mean, j), load(rstd, j), first + j, start + j
-        a, e = load(dy, i), (load(x, k) - m) * r
-        b, f = load(dy, i + width), (load(x, k + width) - m) * r
-        c, g = load(dy, i + 2 * width), (load(x, k + 2 * width) - m) * r
-        d, h = load(dy, i + 3 * width), (load(x, k + 3 * width) - m) * r
-        accumulate(sum_dy, j, (a + b) + (c + d), 1)
-        accumulate(sum_dyt, j, muladd(a, e, b * f) + muladd(c, g, d * h), 2)
-
-
-@inlined
-def _add_rows(four, dy, first, x, start, count, mean, rstd, partial):
-    """`_add_products` of one row or of four"""
-    if four:
-        _add_products_of_four(dy, first, x, start, mean.size, mean, rstd, partial)
-    else:
-        _add_products(dy, first, x, start, count, mean, rstd, partial)
+        i, k, known = first + j, start + j, (load(mean, j), load(rstd, j), load(scale, j), load(shift, j))
+        a, e = _product(gate, dy, i, x, residual, k, *known)
+        b, f = _product(gate, dy, i + width, x, residual, k + width, *known)
+        c, g = _product(gate, dy, i + 2 * width, x, residual, k + 2 * width, *known)
+        d, h = _product(gate, dy, i + 3 * width, x, residual, k + 3 * width, *known)
+        accumulate(sum_dz, j, (a + b) + (c + d), 1)
+        accumulate(sum_dzt, j, muladd(a, e, b * f) + muladd(c, g, d * h), 2)
 
 
 @scalar
@@ -234,13 +251,15 @@ def block_moments(x, base, stride, size, first, last, pivot, totals):
         flush(partial, totals)
 
 
-def _multiplying(active):
+def _multiplying(gate):
+    inner = OPEN if gate == SMOOTH else gate
+
     @scalar
     def block_products(dy, x, residual, base, size, first, last, vectors, activation, totals):
-        mean, rstd, width = vectors[0], vectors[1], vectors.shape[1]
-        line = mean, vectors[2], vectors[5], width
+        width = vectors.shape[1]
+        line = vectors[0], vectors[2], vectors[5], width
         partial = np.zeros((2, width), vectors.dtype)
-        dz = np.empty(4 * width if active else 0, vectors.dtype)
+        dz = np.empty(4 * width if gate == SMOOTH else 0, vectors.dtype)
         totals[:] = 0
         r = first
         while r < last:
@@ -248,27 +267,36 @@ def _multiplying(active):
             while r < stop:
                 at, four = base + r * width, r + 4 <= stop and (r + 4) * width <= size
                 n = 4 * width if four else min(width, size - r * width)
-                if active:
-                    upstream = set_upstream(activation, dy, x, residual, at, n, 0, line, dz)
-                    _add_rows(four, upstream, 0, x, at, n, mean, rstd, partial)
+                if gate == SMOOTH:
+                    set_upstream(activation, dy, x, residual, at, n, 0, line, dz, 0)
+                source, begin = (frozen(dz), 0) if gate == SMOOTH else (dy, at)
+                if four:
+                    _add_products_of_four(inner, source, begin, x, residual, at, width, vectors, partial)
                 else:
-                    _add_rows(four, dy, at, x, at, n, mean, rstd, partial)
+                    _add_products(inner, source, begin, x, residual, at, n, vectors, partial)
                 r += 4 if four else 1
             flush(partial, totals)
 
     return block_products
 
 
-_products, _active_products = _multiplying(False), _multiplying(True)
+_open_products, _floored_products, _summed_products, _smooth_products = map(
+    _multiplying, (OPEN, FLOORED, SUMMED, SMOOTH)
+)
 
 
 @scalar
 def _block_products(dy, x, residual, base, size, first, last, vectors, activation, totals):
     """totals = (sum(dz), sum(dz * t)) with dz = dy * activation' over the long rows from first to last"""
-    if activation:
-        _active_products(dy, x, residual, base, size, first, last, vectors, activation, totals)
+    gate, tail = gate_of(activation, residual), (vectors, activation, totals)
+    if gate == OPEN:
+        _open_products(dy, x, residual, base, size, first, last, *tail)
+    elif gate == FLOORED:
+        _floored_products(dy, x, residual, base, size, first, last, *tail)
+    elif gate == SUMMED:
+        _summed_products(dy, x, residual, base, size, first, last, *tail)
     else:
-        _products(dy, x, residual, base, size, first, last, vectors, activation, totals)
+        _smooth_products(dy, x, residual, base, size, first, last, *tail)
 
 
 @inlined
@@ -481,13 +509,14 @@ def _write_gradients(
     width = vectors.shape[1]
     first, last = _bounds(b, blocks, long_rows)
     first, last = first * width, min(last * width, size)
-    buffer = np.empty(BLOCK if staged or not dx.size else 0, dx.dtype)
-    dz = np.empty(BLOCK if activation else 0, vectors.dtype)
+    buffer = np.empty(room_for_gradients(activation, residual, staged, dx), dx.dtype)
+    dz = np.empty(room_for_upstream(activation, 0), vectors.dtype)
     v = frozen(vectors)
     line = v[0], v[2], v[5], width
     curve = v[0], v[1], v[2], v[3], v[4], width
     span = base + first, 1, 0, last - first
-    write_gradients(dy, x, residual, *span, line, curve, terms, activation, dz, dx, dresidual, buffer, BLOCK)
+    outputs = dx, dresidual, staged, buffer, BLOCK
+    write_gradients(dy, x, residual, *span, line, curve, terms, activation, dz, False, outputs)
     if staged:
         fence()
 

@@ -11,7 +11,17 @@ from .. import BATCH, RELU
 from .compiling import array_in, array_out, variants
 from .launching import select
 from .lowlevel import fence, flat, must_stage
-from .spans import BLOCK, centre_before, channel_sums, gradient_terms, merge_sums, moments, write_gradients, write_span
+from .spans import (
+    BLOCK,
+    centre_before,
+    channel_sums,
+    gradient_terms,
+    merge_sums,
+    moments,
+    room_for_upstream,
+    write_gradients,
+    write_span,
+)
 
 
 def groups_forward(x: Any, weight: Any, bias: Any, eps: float, activation: int, y: Any, mean: Any, rstd: Any) -> None:
@@ -70,14 +80,29 @@ def _backward(dy, x, mean, rstd, weight, bias, activation, dx, dweight, dbias):
         b, g = task // groups, task % groups
         sums = np.empty((2, width))
         buffer = np.empty(BLOCK if staged else 0, dx.dtype)
-        dz = np.empty(BLOCK if activation else 0, weight.dtype)
+        dz = np.empty(room_for_upstream(activation, count), weight.dtype)
+        kept = dz.size >= count
         none, w, offset = xs[:0], weight[g * width : (g + 1) * width], bias[g * width : (g + 1) * width]
         for n in range(b * samples // blocks, (b + 1) * samples // blocks):
             start, m, r = (n * groups + g) * count, mean[n, g], rstd[n, g]
             centre, sum_g, sum_gt = centre_before(xs, start, 1, 0, count, m, r, number(0)), 0.0, 0.0
             for k in range(width):
                 line = m, number(r * w[k]), number(offset[k] - centre * w[k]), BLOCK
-                a, p = channel_sums(dys, xs, none, start + k * inner, 1, 0, inner, m, r, line, activation, dz)
+                a, p = channel_sums(
+                    dys,
+                    xs,
+                    none,
+                    start + k * inner,
+                    1,
+                    0,
+                    inner,
+                    m,
+                    r,
+                    line,
+                    activation,
+                    dz[k * inner if kept else 0 :],
+                    kept,
+                )
                 sums[0, k], sums[1, k] = a, p - centre * a
                 sum_g, sum_gt = sum_g + a * w[k], sum_gt + p * w[k]
             slope, shift = gradient_terms(sum_g, sum_gt, centre, r, count)
@@ -87,7 +112,8 @@ def _backward(dy, x, mean, rstd, weight, bias, activation, dx, dweight, dbias):
                 line = m, number(r * w[k]), number(offset[k] - centre * w[k]), BLOCK
                 curve = m, r, number(r * w[k]), number(slope), number(shift), BLOCK
                 span = start + k * inner, 1 if dx.size else 0, 0, inner
-                write_gradients(dys, xs, none, *span, line, curve, BATCH, activation, dz, dxs, dxs[:0], buffer, count)
+                own, outputs = dz[k * inner if kept else 0 :], (dxs, dxs[:0], staged, buffer, count)
+                write_gradients(dys, xs, none, *span, line, curve, BATCH, activation, own, kept, outputs)
         if staged:
             fence()
     for part in prange((channels + BLOCK - 1) // BLOCK):

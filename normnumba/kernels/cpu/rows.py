@@ -335,11 +335,11 @@ def _write_sum(gradient, dsummed, i, count, total, dx, dresidual):
     if dsummed.size:
         add(dsummed, i, gradient, 0, count, total, 0)
     else:
-        copy(gradient, count, total, 0)
+        copy(gradient, 0, count, total, 0)
     if dresidual.size:
-        copy(total, count, dresidual, i)
+        copy(total, 0, count, dresidual, i)
     if dx.size:
-        copy(total, count, dx, i)
+        copy(total, 0, count, dx, i)
 
 
 @variants(

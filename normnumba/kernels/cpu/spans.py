@@ -17,7 +17,7 @@ import math
 
 import numpy as np
 
-from .. import CONSTANT, RELU
+from .. import CONSTANT, NONE, RELU
 from .activations import activate, differentiate
 from .lowlevel import (
     accumulate,
@@ -40,6 +40,12 @@ BLOCK = 4096
 
 GROUP = 64
 """Rows that are added up in the accumulator's type before they join a float64 total."""
+
+KEPT = 1 << 15
+"""Elements of a unit up to which dz is kept from the sums for the gradient: 128 KiB of float32, an eighth of L2."""
+
+OPEN, FLOORED, SUMMED, SMOOTH = range(4)
+"""What dy passes: nothing, a relu of the norm, a relu of it and a residual, or an activation with loops of its own."""
 
 HEAD = 64
 """Elements whose mean is the first pivot: enough to be within two standard deviations of the mean nearly always."""
@@ -266,14 +272,54 @@ def write_span(x, residual, start, outer, stride, inner, line, activation, z, y,
         _write(x, residual, start, outer, stride, inner, line, activation, z, y, buffer, ahead)
 
 
+@inlined
+def gate_of(activation, residual):
+    """Which of the loops below an activation takes"""
+    if activation > RELU:
+        return SMOOTH
+    if activation == NONE:
+        return OPEN
+    return SUMMED if residual.size else FLOORED
+
+
+@inlined_elementwise
+def passed(gate, g, away, scale, shift, residual, i):
+    """dz of an element from its dy and x - mean: dy, or with a floor 0 where z is not positive
+
+    In the loop that reads dz: with a block of it between two loops, as `set_upstream` has, a batch norm with relu took
+    three times as long.
+    """
+    if gate != OPEN:
+        z = away * scale + shift
+        if gate == SUMMED:
+            z += load(residual, i)
+        g = type(g)(0) if z <= type(g)(0) else g
+    return g
+
+
 @scalar
-def set_upstream(activation, dy, x, residual, start, count, column, line, dz):
-    """Set dz = dy * activation'(z) in a block, from x, since the forward keeps nothing, and return it to be read"""
+def set_upstream(activation, dy, x, residual, start, count, column, line, dz, at):
+    """Set dz[at:] = dy * activation'(z) in a block, from x, since the forward keeps nothing"""
     barrier()
-    _affine(x, residual, start, count, column, line, dz.dtype.type(-math.inf), dz, 0)
-    differentiate(activation, dy, start, count, dz)
+    _affine(x, residual, start, count, column, line, dz.dtype.type(-math.inf), dz, at)
+    differentiate(activation, dy, start, count, dz, at)
     barrier()
-    return frozen(dz)
+
+
+@inlined
+def room_for_upstream(activation, count):
+    """Elements of `dz` that a unit of `count` needs: none, a block, or all of it, to be kept for the gradient"""
+    if activation <= RELU:
+        return 0
+    return max(count if count <= KEPT else 0, BLOCK)
+
+
+@inlined
+def room_for_gradients(activation, residual, staged, dx):
+    """Elements of `buffer` that `write_gradients` needs"""
+    if gate_of(activation, residual) == SUMMED:
+        return 2 * BLOCK
+    return BLOCK if staged or not dx.size else 0
 
 
 @inlined
@@ -288,46 +334,57 @@ def gradient_terms(sum_g, sum_gt, centre, rstd, count):
 
 
 @inlined_elementwise
-def _plain_sums(dy, at, x, start, count, mean, rstd, zero):
-    """sum(dy), sum(dy * t) with t = (x - mean) * rstd"""
-    sum_dy, sum_dyt = zero, zero
+def _block_sums(gate, dy, at, x, residual, start, count, mean, rstd, scale, shift, zero):
+    """sum(dz), sum(dz * t) with t = (x - mean) * rstd"""
+    sum_dz, sum_dzt = zero, zero
     for i in range(count):
-        g = load(dy, at + i)
-        sum_dy = plus(sum_dy, g)
-        sum_dyt = plus(sum_dyt, g * ((load(x, start + i) - mean) * rstd))
-    return sum_dy, sum_dyt
+        away = load(x, start + i) - mean
+        g = passed(gate, load(dy, at + i), away, scale, shift, residual, start + i)
+        sum_dz = plus(sum_dz, g)
+        sum_dzt = plus(sum_dzt, g * (away * rstd))
+    return sum_dz, sum_dzt
 
 
-def _summing(active):
-    @(scalar if active else inlined)
-    def sums(dy, x, residual, start, outer, stride, inner, mean, rstd, line, activation, dz):
-        sum_dy, sum_dyt, rest, rest2 = 0.0, 0.0, 0.0, 0.0
-        zero = dz.dtype.type(0)
+def _summing(gate):
+    @(inlined if gate == OPEN else scalar)
+    def sums(dy, x, residual, start, outer, stride, inner, mean, rstd, line, activation, dz, keep):
+        sum_dz, sum_dzt, rest, rest2 = 0.0, 0.0, 0.0, 0.0
+        _, scale, shift, _ = line
+        zero = type(mean)(0)
         for o in range(outer):
             first = start + o * stride
             for i in range(first, first + inner, BLOCK):
                 n = min(BLOCK, first + inner - i)
-                if active:
-                    upstream = set_upstream(activation, dy, x, residual, i, n, 0, line, dz)
-                    a, b = _plain_sums(upstream, 0, x, i, n, mean, rstd, zero)
+                if gate == SMOOTH:
+                    at = o * inner + i - first if keep else 0
+                    set_upstream(activation, dy, x, residual, i, n, 0, line, dz, at)
+                    a, b = _block_sums(OPEN, frozen(dz), at, x, residual, i, n, mean, rstd, scale, shift, zero)
                 else:
-                    a, b = _plain_sums(dy, i, x, i, n, mean, rstd, zero)
-                sum_dy, rest = _two_sum(sum_dy, rest, a)
-                sum_dyt, rest2 = _two_sum(sum_dyt, rest2, b)
-        return sum_dy + rest, sum_dyt + rest2
+                    a, b = _block_sums(gate, dy, i, x, residual, i, n, mean, rstd, scale, shift, zero)
+                sum_dz, rest = _two_sum(sum_dz, rest, a)
+                sum_dzt, rest2 = _two_sum(sum_dzt, rest2, b)
+        return sum_dz + rest, sum_dzt + rest2
 
     return sums
 
 
-_sums, _active_sums = _summing(False), _summing(True)
+_open_sums, _floored_sums, _summed_sums, _smooth_sums = map(_summing, (OPEN, FLOORED, SUMMED, SMOOTH))
 
 
 @inlined
-def channel_sums(dy, x, residual, start, outer, stride, inner, mean, rstd, line, activation, dz):
-    """sum(dz), sum(dz * t) over a span, in float64, with dz = dy * activation' and t = (x - mean) * rstd"""
-    if activation:
-        return _active_sums(dy, x, residual, start, outer, stride, inner, mean, rstd, line, activation, dz)
-    return _sums(dy, x, residual, start, outer, stride, inner, mean, rstd, line, activation, dz)
+def channel_sums(dy, x, residual, start, outer, stride, inner, mean, rstd, line, activation, dz, keep):
+    """sum(dz), sum(dz * t) over a span, in float64, with dz = dy * activation' and t = (x - mean) * rstd
+
+    With `keep`, a smooth activation's dz stay in `dz` for `write_gradients`, as many as the span has.
+    """
+    gate, tail = gate_of(activation, residual), (line, activation, dz, keep)
+    if gate == OPEN:
+        return _open_sums(dy, x, residual, start, outer, stride, inner, mean, rstd, *tail)
+    if gate == FLOORED:
+        return _floored_sums(dy, x, residual, start, outer, stride, inner, mean, rstd, *tail)
+    if gate == SUMMED:
+        return _summed_sums(dy, x, residual, start, outer, stride, inner, mean, rstd, *tail)
+    return _smooth_sums(dy, x, residual, start, outer, stride, inner, mean, rstd, *tail)
 
 
 @inlined
@@ -352,80 +409,107 @@ def centre_before(x, start, outer, stride, inner, mean, rstd, zero):
 
 
 @inlined_elementwise
-def _curve(dy, first, x, start, count, mean, rstd, scale, slope, shift, column, dx, at):
-    """dx = dy * scale + t * slope + shift with t = (x - mean) * rstd, the vectors from `column` on"""
+def _curve(gate, dy, first, x, residual, start, count, offset, curve, column, second, at2, dx, at):
+    """dx = dz * scale + t * slope + shift with t = (x - mean) * rstd, the vectors from `column` on
+
+    Where SUMMED, dz goes to `second`.
+    """
+    mean, rstd, scale, slope, shift, _ = curve
     for i in range(count):
-        t = (load(x, start + i) - load(mean, column + i)) * load(rstd, column + i)
-        rest = muladd(t, load(slope, column + i), load(shift, column + i))
-        store(dx, at + i, muladd(load(dy, first + i), load(scale, column + i), rest))
+        c, away = column + i, load(x, start + i) - load(mean, column + i)
+        g = passed(gate, load(dy, first + i), away, load(scale, c), load(offset, c), residual, start + i)
+        rest = muladd(away * load(rstd, c), load(slope, c), load(shift, c))
+        if gate == SUMMED:
+            store(second, at2 + i, g)
+        store(dx, at + i, muladd(g, load(scale, c), rest))
 
 
 @inlined_elementwise
-def _scaled(dy, first, count, scale, column, dx, at):
-    """dx = dy * scale"""
+def _scaled(gate, dy, first, x, residual, start, count, offset, curve, column, second, at2, dx, at):
+    """dx = dz * scale, and dz as in `_curve`"""
+    mean, _, scale, _, _, _ = curve
     for i in range(count):
-        store(dx, at + i, load(dy, first + i) * load(scale, column + i))
+        g, c = load(dy, first + i), column + i
+        if gate != OPEN:
+            away = load(x, start + i) - load(mean, c)
+            g = passed(gate, g, away, load(scale, c), load(offset, c), residual, start + i)
+        if gate == SUMMED:
+            store(second, at2 + i, g)
+        store(dx, at + i, g * load(scale, c))
 
 
 @elementwise
-def copy(z, count, y, at):
+def copy(z, start, count, y, at):
     """y = z, rounded"""
     for i in range(count):
-        store(y, at + i, load(z, i))
+        store(y, at + i, load(z, start + i))
 
 
 @inlined
-def _gradient(dy, at_dy, x, start, count, column, curve, terms, dx, at):
+def _gradient(gate, dy, at_dy, x, residual, start, count, column, offset, curve, terms, second, at2, dx, at):
     """`_curve` or for constant statistics `_scaled`, of elements whose first is in `column`; the next column"""
-    mean, rstd, scale, slope, shift, width = curve
-    done = 0
+    width, done = curve[5], 0
     while done < count:
         n = min(width - column, count - done)
+        head = dy, at_dy + done, x, residual, start + done, n, offset, curve, column
         if terms == CONSTANT:
-            _scaled(dy, at_dy + done, n, scale, column, dx, at + done)
+            _scaled(gate, *head, second, at2 + done, dx, at + done)
         else:
-            _curve(dy, at_dy + done, x, start + done, n, mean, rstd, scale, slope, shift, column, dx, at + done)
+            _curve(gate, *head, second, at2 + done, dx, at + done)
         done += n
         column = column + n if column + n < width else 0
     return column
 
 
-def _writing_gradients(active):
-    @(scalar if active else inlined)
-    def write(
-        dy, x, residual, start, outer, stride, inner, line, curve, terms, activation, dz, dx, dresidual, buffer, ahead
-    ):
+def _writing_gradients(gate):
+    @(inlined if gate == OPEN else scalar)
+    def write(dy, x, residual, start, outer, stride, inner, line, curve, terms, activation, dz, kept, outputs):
+        dx, dresidual, staged, buffer, ahead = outputs
+        tail = line[2], curve, terms
         for o in range(outer):
             first, column = start + o * stride, 0
             for i in range(first, first + inner, BLOCK):
                 n, before = min(BLOCK, first + inner - i), column
-                target, at = (buffer, 0) if buffer.size or not dx.size else (dx, i)
-                if active:
-                    upstream = set_upstream(activation, dy, x, residual, i, n, before, line, dz)
-                    column = _gradient(upstream, 0, x, i, n, before, curve, terms, target, at)
+                target, at = (buffer, 0) if staged or not dx.size else (dx, i)
+                if gate == SMOOTH:
+                    at_dz = o * inner + i - first if kept else 0
+                    if not kept:
+                        set_upstream(activation, dy, x, residual, i, n, before, line, dz, 0)
+                    column = _gradient(OPEN, frozen(dz), at_dz, x, residual, i, n, before, *tail, dx, 0, target, at)
                     if dresidual.size:
-                        copy(upstream, n, dresidual, i)
+                        copy(frozen(dz), at_dz, n, dresidual, i)
                 else:
-                    column = _gradient(dy, i, x, i, n, before, curve, terms, target, at)
-                if buffer.size and dx.size:
+                    second, at2 = (dresidual, i) if dresidual.size and not staged else (buffer, BLOCK)
+                    column = _gradient(gate, dy, i, x, residual, i, n, before, *tail, second, at2, target, at)
+                if staged and dx.size:
                     stream(dx, i, buffer, n, dy, x, i + ahead)
+                if staged and dresidual.size and gate == SUMMED:
+                    stream(dresidual, i, buffer[BLOCK:], n, residual, residual, i + ahead)
 
     return write
 
 
-_write_gradient, _write_active_gradient = _writing_gradients(False), _writing_gradients(True)
+_gradients_open, _gradients_floored, _gradients_summed, _gradients_smooth = map(
+    _writing_gradients, (OPEN, FLOORED, SUMMED, SMOOTH)
+)
 
 
 @inlined
-def write_gradients(
-    dy, x, residual, start, outer, stride, inner, line, curve, terms, activation, dz, dx, dresidual, buffer, ahead
-):
-    """dx over a span, and with an activation dresidual = dz, each unless it is empty; without dx, `buffer` takes it"""
-    tail = activation, dz, dx, dresidual, buffer, ahead
-    if activation:
-        _write_active_gradient(dy, x, residual, start, outer, stride, inner, line, curve, terms, *tail)
+def write_gradients(dy, x, residual, start, outer, stride, inner, line, curve, terms, activation, dz, kept, outputs):
+    """dx over a span, and behind an activation dresidual = dz, each unless it is empty
+
+    `outputs` is dx, dresidual, whether they pass through a buffer, that buffer, and `ahead`. With `kept`, `dz` holds
+    what the sums made of a smooth activation.
+    """
+    gate, tail = gate_of(activation, residual), (line, curve, terms, activation, dz, kept, outputs)
+    if gate == OPEN:
+        _gradients_open(dy, x, residual, start, outer, stride, inner, *tail)
+    elif gate == FLOORED:
+        _gradients_floored(dy, x, residual, start, outer, stride, inner, *tail)
+    elif gate == SUMMED:
+        _gradients_summed(dy, x, residual, start, outer, stride, inner, *tail)
     else:
-        _write_gradient(dy, x, residual, start, outer, stride, inner, line, curve, terms, *tail)
+        _gradients_smooth(dy, x, residual, start, outer, stride, inner, *tail)
 
 
 @elementwise

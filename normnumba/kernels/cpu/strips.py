@@ -133,7 +133,7 @@ def _forward(x, weight, bias, eps, center, rounding, width, y, mean, rstd):
             target, at = (buffer, 0) if staged else (ys, i)
             normalize(rounding, xs, i, n, v[0], v[1], v[2], weight[c], bias[c], 0, target, at)
             if staged:
-                copy(buffer, n, ys, i)
+                copy(buffer, 0, n, ys, i)
 
 
 @variants(
@@ -167,6 +167,6 @@ def _backward(dy, x, mean, rstd, weight, center, rounding, width, dx, dweight, d
                 partial[block, 0, c] += db
                 partial[block, 1, c] += dw
                 if staged:
-                    copy(buffer, n, dxs, i)
+                    copy(buffer, 0, n, dxs, i)
     for part in prange((dweight.size + BLOCK - 1) // BLOCK):
         merge_sums(partial, part * BLOCK, dweight, dbias)
