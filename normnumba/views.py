@@ -73,8 +73,8 @@ class View:
 
     def enter(self, array: Array) -> Array:
         """`array` in the kernels' geometry; copied unless it lies in memory in that order."""
-        if self.packed and array.dtype is self.storage and type(array) is np.ndarray and array.flags.carray:
-            return array
+        if self.ordered and array.dtype is self.storage and type(array) is np.ndarray and array.flags.carray:
+            return array if self.packed else array.reshape(self.geometry)  # what is below does that too, in longer
         if type(array) not in _EXACT:
             array = array.view(np.ndarray)
         if not self.ordered:
@@ -86,8 +86,8 @@ class View:
 
     def result(self, out: Array) -> Array:
         """Where a kernel writes so that `leave` can put it into `out`: that array itself if its layout allows."""
-        if self.packed and out.dtype is self.storage and type(out) is np.ndarray and out.flags.carray:
-            return out
+        if self.ordered and out.dtype is self.storage and type(out) is np.ndarray and out.flags.carray:
+            return out if self.packed else out.reshape(self.geometry)
         array = out if self.ordered else out.transpose(self.order)
         flags = array.flags
         if flags.c_contiguous and flags.aligned and type(array) in _EXACT:

@@ -15,7 +15,7 @@ from numba import prange, types
 from .. import BATCH, GIVEN, RELU
 from .compiling import array_in, array_out, variants
 from .launching import select
-from .lowlevel import fence, flat, must_stage, scalar
+from .lowlevel import bounds, fence, flat, must_stage, scalar, tasks_of
 from .spans import (
     BLOCK,
     any_moments,
@@ -154,22 +154,25 @@ def _forward(x, residual, weight, bias, eps, training, activation, stats, y, mea
     outer, channels, inner = x.shape
     xs, rs, ys, number = flat(x), flat(residual), flat(y), weight.dtype.type
     staged, stride, shares = must_stage(y, inner, x, x), channels * inner, 1 if training else _shares(outer, channels)
-    for task in prange(channels * shares):
-        c, first, last = _samples(task, shares, outer)
-        if training:
-            pivot, shift, var, r = moments(xs, c * inner, outer, stride, inner, eps, True, number(0))
-            stats[0, c], stats[1, c] = pivot + shift, var
-        else:
-            pivot = number(stats[0, c])
-            shift, r = stats[0, c] - pivot, 1 / math.sqrt(stats[1, c] + eps)
-        if mean.size and not first:
-            mean[c], rstd[c] = stats[0, c], r
-        scale = r * weight[c]
-        line = pivot, number(scale), number(bias[c] - shift * scale), BLOCK
+    tasks = tasks_of(channels * shares, x.size)
+    for task in prange(tasks):
         buffer = np.empty(BLOCK if staged else 0, y.dtype)
         z = np.empty(BLOCK if activation > RELU else 0, weight.dtype)
-        span = c * inner + first * stride, last - first if y.size else 0, stride, inner
-        write_span(xs, rs, *span, line, activation, z, ys, buffer, inner)
+        begin, end = bounds(task, tasks, channels * shares)
+        for part in range(begin, end):
+            c, first, last = _samples(part, shares, outer)
+            if training:
+                pivot, shift, var, r = moments(xs, c * inner, outer, stride, inner, eps, True, number(0))
+                stats[0, c], stats[1, c] = pivot + shift, var
+            else:
+                pivot = number(stats[0, c])
+                shift, r = stats[0, c] - pivot, 1 / math.sqrt(stats[1, c] + eps)
+            if mean.size and not first:
+                mean[c], rstd[c] = stats[0, c], r
+            scale = r * weight[c]
+            line = pivot, number(scale), number(bias[c] - shift * scale), BLOCK
+            span = c * inner + first * stride, last - first if y.size else 0, stride, inner
+            write_span(xs, rs, *span, line, activation, z, ys, buffer, inner)
         if staged:
             fence()
 
@@ -187,26 +190,32 @@ def _backward(dy, x, residual, stats, weight, bias, eps, squared, terms, count, 
     dxs, drs, stride = flat(dx), flat(dresidual), channels * inner
     shares = _shares(outer, channels) if terms == GIVEN else 1
     staged, writes = must_stage(dx, inner, dy, x), dx.size > 0 or dresidual.size > 0
-    for task in prange(channels * shares):
-        c, first, last = _samples(task, shares, outer)
-        start, mean, rstd = c * inner, stats[0, c], 1 / math.sqrt(stats[1, c] + eps) if squared else stats[1, c]
-        m, r, scale = number(mean), number(rstd), rstd * weight[c]
-        room = room_for_upstream(activation, outer * inner if terms != GIVEN else 0)
-        dz, kept = np.empty(room, weight.dtype), terms != GIVEN and room >= outer * inner
-        centre = _centre(mean, rstd, number(0))
-        if terms == BATCH:
-            centre = centre_before(xs, start, outer, stride, inner, m, r, number(0))
-        line = m, number(scale), number(bias[c] - centre * weight[c]), BLOCK
-        if terms != GIVEN:
-            sum_dy, sum_dyt = channel_sums(dys, xs, rs, start, outer, stride, inner, m, r, line, activation, dz, kept)
-            sums[0, c], sums[1, c] = sum_dy, sum_dyt - (centre * sum_dy if centre else 0.0)
-        slope = -scale * sums[1, c] / count
-        shift = number(-scale * sums[0, c] / count - slope * centre)
-        curve = m, r, number(scale), number(slope), shift, BLOCK
+    tasks, room = (
+        tasks_of(channels * shares, x.size),
+        room_for_upstream(activation, 0 if terms == GIVEN else outer * inner),
+    )
+    for task in prange(tasks):
         buffer = np.empty(room_for_gradients(activation, residual, staged, dx), dx.dtype)
-        span = start + first * stride, last - first if writes else 0, stride, inner
-        outputs = dxs, drs, staged, buffer, inner
-        write_gradients(dys, xs, rs, *span, line, curve, terms, activation, dz, kept, outputs)
+        dz, kept = np.empty(room, weight.dtype), terms != GIVEN and room >= outer * inner
+        begin, end = bounds(task, tasks, channels * shares)
+        for part in range(begin, end):
+            c, first, last = _samples(part, shares, outer)
+            start, mean, rstd = c * inner, stats[0, c], 1 / math.sqrt(stats[1, c] + eps) if squared else stats[1, c]
+            m, r, scale = number(mean), number(rstd), rstd * weight[c]
+            centre = _centre(mean, rstd, number(0))
+            if terms == BATCH:
+                centre = centre_before(xs, start, outer, stride, inner, m, r, number(0))
+            line = m, number(scale), number(bias[c] - centre * weight[c]), BLOCK
+            if terms != GIVEN:
+                whole = start, outer, stride, inner
+                sum_dy, sum_dyt = channel_sums(dys, xs, rs, *whole, m, r, line, activation, dz, kept)
+                sums[0, c], sums[1, c] = sum_dy, sum_dyt - (centre * sum_dy if centre else 0.0)
+            slope = -scale * sums[1, c] / count
+            shift = number(-scale * sums[0, c] / count - slope * centre)
+            curve = m, r, number(scale), number(slope), shift, BLOCK
+            span = start + first * stride, last - first if writes else 0, stride, inner
+            outputs = dxs, drs, staged, buffer, inner
+            write_gradients(dys, xs, rs, *span, line, curve, terms, activation, dz, kept, outputs)
         if staged:
             fence()
 

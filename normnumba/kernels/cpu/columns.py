@@ -27,6 +27,8 @@ from .compiling import array_in, array_out, variants
 from .launching import select
 from .lowlevel import (
     accumulate,
+    allocating,
+    bounds,
     elementwise,
     fence,
     flat,
@@ -221,7 +223,7 @@ def _set_pivots(x, base, long_rows, channels, pivot):
             pivot[j] = mean
 
 
-@scalar
+@allocating
 def set_means(x, base, stride, rows, pivot):
     """pivot = the mean of each column over some rows"""
     partial = np.zeros((2, pivot.size), pivot.dtype)
@@ -233,7 +235,7 @@ def set_means(x, base, stride, rows, pivot):
         pivot[j] += partial[0, j] / rows
 
 
-@scalar
+@allocating
 def block_moments(x, base, stride, size, first, last, pivot, totals):
     """totals = (sum(t), sum(t^2)) over the rows from first to last, of `size` elements from `base` on"""
     width = pivot.size
@@ -254,7 +256,7 @@ def block_moments(x, base, stride, size, first, last, pivot, totals):
 def _multiplying(gate):
     inner = OPEN if gate == SMOOTH else gate
 
-    @scalar
+    @allocating
     def block_products(dy, x, residual, base, size, first, last, vectors, activation, totals):
         width = vectors.shape[1]
         line = vectors[0], vectors[2], vectors[5], width
@@ -349,12 +351,6 @@ def _set_scales(x, base, rows, weight, bias, eps, begin, end, totals, vectors, s
 
 
 @scalar
-def _bounds(part, parts, size):
-    """Where a part of `size` things begins and where it ends: a group of columns, a block of rows"""
-    return part * size // parts, (part + 1) * size // parts
-
-
-@scalar
 def _parts(groups, channels):
     """How many tasks share the columns of a sample, groups whole"""
     return min(groups, (channels + 1023) // 1024)
@@ -362,7 +358,7 @@ def _parts(groups, channels):
 
 @scalar
 def _sum_block(x, base, size, b, long_rows, pivots, totals):
-    first, last = _bounds(b, totals.shape[0], long_rows)
+    first, last = bounds(b, totals.shape[0], long_rows)
     block_moments(x, base, pivots.size, size, first, last, frozen(pivots), totals[b])
 
 
@@ -370,20 +366,20 @@ def _sum_block(x, base, size, b, long_rows, pivots, totals):
 def _finish(x, base, rows, weight, bias, eps, part, totals, vectors, stats, mean, rstd):
     """Everything that the columns of a part take, from the sums of all blocks or from given statistics"""
     groups, channels = stats.shape[1], weight.size
-    low, high = _bounds(part, _parts(groups, channels), groups)
+    low, high = bounds(part, _parts(groups, channels), groups)
     if totals.size:
         _merge(totals, channels, low * channels // groups, high * channels // groups)
     for g in range(low, high):
-        begin, end = _bounds(g, groups, channels)
+        begin, end = bounds(g, groups, channels)
         r = _set_scales(x, base, rows, weight, bias, eps, begin, end, totals, vectors, stats[:, g])
         if mean.size:
             mean[g], rstd[g] = stats[0, g], r
 
 
-@scalar
+@allocating
 def _write_block(x, residual, base, size, b, blocks, long_rows, vectors, activation, staged, y):
     width = vectors.shape[1]
-    first, last = _bounds(b, blocks, long_rows)
+    first, last = bounds(b, blocks, long_rows)
     first, last = first * width, min(last * width, size)
     buffer = np.empty(BLOCK if staged else 0, y.dtype)
     z = np.empty(BLOCK if activation > RELU else 0, vectors.dtype)
@@ -414,7 +410,7 @@ def _forward_sample(o, x, residual, weight, bias, eps, training, activation, sta
         _write_block(xs, rs, base, size, b, writes, long_rows, vectors, activation, staged, ys)
 
 
-_forward_alone = scalar(_forward_sample)
+_forward_alone = allocating(_forward_sample)
 
 
 def _forward_arguments(T, A):
@@ -441,7 +437,7 @@ def _set_lines(vectors, stats, centres, terms, weight, bias):
     """
     number = weight.dtype.type
     for g in range(centres.size):
-        first, last = _bounds(g, centres.size, weight.size)
+        first, last = bounds(g, centres.size, weight.size)
         mean, rstd = stats[0, g], stats[1, g]
         if terms != BATCH:
             centres[g] = (mean - number(mean)) * rstd
@@ -465,7 +461,7 @@ def _set_centres(totals, rows, stats, vectors, centres, weight, bias):
     """Complete `centres` and the shift of z from sums of x - mean"""
     _merge(totals, weight.size, 0, weight.size)
     for g in range(centres.size):
-        first, last = _bounds(g, centres.size, weight.size)
+        first, last = bounds(g, centres.size, weight.size)
         if is_far(stats[0, g], stats[1, g]):  # its own need: no group's bits depend on the others
             centres[g] = totals[0, 0, first:last].sum() / (rows * (last - first)) * stats[1, g]
         for c in range(first, last):
@@ -475,7 +471,7 @@ def _set_centres(totals, rows, stats, vectors, centres, weight, bias):
 
 @scalar
 def _products_of_block(dy, x, residual, base, size, b, long_rows, vectors, activation, totals):
-    first, last = _bounds(b, totals.shape[0], long_rows)
+    first, last = bounds(b, totals.shape[0], long_rows)
     _block_products(dy, x, residual, base, size, first, last, frozen(vectors), activation, totals[b])
 
 
@@ -483,11 +479,11 @@ def _products_of_block(dy, x, residual, base, size, b, long_rows, vectors, activ
 def _set_curves(vectors, totals, stats, centres, weight, part, terms, count, sums):
     """What dx takes in the groups of a part, in every fold: the slope and the shift. totals of all blocks go to sums"""
     groups, channels = centres.size, weight.size
-    low, high = _bounds(part, _parts(groups, channels), groups)
+    low, high = bounds(part, _parts(groups, channels), groups)
     if terms != GIVEN:
         _merge(totals, channels, low * channels // groups, high * channels // groups)
     for g in range(low, high):
-        first, last = _bounds(g, groups, channels)
+        first, last = bounds(g, groups, channels)
         rstd, centre, sum_g, sum_gxhat = stats[1, g], centres[g], 0.0, 0.0
         for c in range(first, last):
             if terms != GIVEN:
@@ -502,12 +498,12 @@ def _set_curves(vectors, totals, stats, centres, weight, part, terms, count, sum
                 vectors[3, j], vectors[4, j] = slope, shift
 
 
-@scalar
+@allocating
 def _write_gradients(
     dy, x, residual, base, size, b, blocks, long_rows, vectors, terms, activation, staged, dx, dresidual
 ):
     width = vectors.shape[1]
-    first, last = _bounds(b, blocks, long_rows)
+    first, last = bounds(b, blocks, long_rows)
     first, last = first * width, min(last * width, size)
     buffer = np.empty(room_for_gradients(activation, residual, staged, dx), dx.dtype)
     dz = np.empty(room_for_upstream(activation, 0), vectors.dtype)
@@ -521,7 +517,7 @@ def _write_gradients(
         fence()
 
 
-@scalar
+@allocating
 def _given(stats, o, groups, eps, squared):
     """mean and rstd of a sample, the latter made of the variance where that is what `stats` has"""
     given = stats[:, o * groups : (o + 1) * groups].copy()
@@ -558,7 +554,7 @@ def _backward_sample(
         _write_gradients(*args, dxs, drs)
 
 
-_backward_alone = scalar(_backward_sample)
+_backward_alone = allocating(_backward_sample)
 
 
 def _backward_arguments(T, A):

@@ -10,7 +10,7 @@ from numba import prange, types
 from .. import BATCH, RELU
 from .compiling import array_in, array_out, variants
 from .launching import select
-from .lowlevel import fence, flat, must_stage
+from .lowlevel import bounds, fence, flat, inlined, must_stage, tasks_of
 from .spans import (
     BLOCK,
     centre_before,
@@ -48,11 +48,12 @@ def _forward(x, weight, bias, eps, activation, y, mean, rstd):
     xs, ys, number = flat(x), flat(y), mean.dtype.type
     staged = must_stage(y, inner, x, x)
     units = samples * groups
-    tasks = min(units, 64)
+    tasks = tasks_of(units, x.size)
     for task in prange(tasks):
         buffer = np.empty(BLOCK if staged else 0, y.dtype)
         z = np.empty(BLOCK if activation > RELU else 0, weight.dtype)
-        for unit in range(task * units // tasks, (task + 1) * units // tasks):
+        first, last = bounds(task, tasks, units)
+        for unit in range(first, last):
             pivot, shift, _, r = moments(xs, unit * count, 1, 0, count, eps, True, number(0))
             mean[unit // groups, unit % groups], rstd[unit // groups, unit % groups] = pivot + shift, r
             for k in range(width):
@@ -64,6 +65,31 @@ def _forward(x, weight, bias, eps, activation, y, mean, rstd):
             fence()
 
 
+@inlined
+def _differentiate(dy, x, unit, mean, rstd, weight, bias, activation, dz, dx, shape, staged, buffer, partial):
+    """dx of a group of a sample unless it is empty; its sums of dz and dz * xhat are added to `partial` (2, G * K)"""
+    (width, inner), number = shape, weight.dtype.type
+    count = width * inner
+    start, c, none, kept = unit * count, unit * width % weight.size, x[:0], dz.size >= count
+    centre, sum_g, sum_gt = centre_before(x, start, 1, 0, count, mean, rstd, number(0)), 0.0, 0.0
+    for k in range(width):
+        w = weight[c + k]
+        line = mean, number(rstd * w), number(bias[c + k] - centre * w), BLOCK
+        own = dz[k * inner if kept else 0 :]
+        a, p = channel_sums(dy, x, none, start + k * inner, 1, 0, inner, mean, rstd, line, activation, own, kept)
+        partial[0, c + k] += a
+        partial[1, c + k] += p - centre * a
+        sum_g, sum_gt = sum_g + a * w, sum_gt + p * w
+    slope, shift = gradient_terms(sum_g, sum_gt, centre, rstd, count)
+    outputs = dx, dx[:0], staged, buffer, count
+    for k in range(width if dx.size else 0):
+        w = weight[c + k]
+        line = mean, number(rstd * w), number(bias[c + k] - centre * w), BLOCK
+        curve = mean, rstd, number(rstd * w), number(slope), number(shift), BLOCK
+        span, own = (start + k * inner, 1, 0, inner), dz[k * inner if kept else 0 :]
+        write_gradients(dy, x, none, *span, line, curve, BATCH, activation, own, kept, outputs)
+
+
 @variants(
     lambda T, A: types.void(
         *(array_in(T, 4), array_in(T, 4), array_in(A, 2), array_in(A, 2), array_in(A, 1), array_in(A, 1)),
@@ -72,48 +98,21 @@ def _forward(x, weight, bias, eps, activation, y, mean, rstd):
 )
 def _backward(dy, x, mean, rstd, weight, bias, activation, dx, dweight, dbias):
     samples, groups, width, inner = x.shape
-    dys, xs, dxs, number, channels = flat(dy), flat(x), flat(dx), weight.dtype.type, groups * width
+    dys, xs, dxs, channels = flat(dy), flat(x), flat(dx), groups * width
     count, staged = width * inner, must_stage(dx, inner, dy, x)
     blocks = max(1, min(samples, 64, (1 << 16) // channels))  # from the shape alone: bits never change
     partial = np.zeros((blocks, 2, channels))
-    for task in prange(blocks * groups):
-        b, g = task // groups, task % groups
-        sums = np.empty((2, width))
+    tasks = tasks_of(blocks * groups, x.size)
+    for task in prange(tasks):
         buffer = np.empty(BLOCK if staged else 0, dx.dtype)
         dz = np.empty(room_for_upstream(activation, count), weight.dtype)
-        kept = dz.size >= count
-        none, w, offset = xs[:0], weight[g * width : (g + 1) * width], bias[g * width : (g + 1) * width]
-        for n in range(b * samples // blocks, (b + 1) * samples // blocks):
-            start, m, r = (n * groups + g) * count, mean[n, g], rstd[n, g]
-            centre, sum_g, sum_gt = centre_before(xs, start, 1, 0, count, m, r, number(0)), 0.0, 0.0
-            for k in range(width):
-                line = m, number(r * w[k]), number(offset[k] - centre * w[k]), BLOCK
-                a, p = channel_sums(
-                    dys,
-                    xs,
-                    none,
-                    start + k * inner,
-                    1,
-                    0,
-                    inner,
-                    m,
-                    r,
-                    line,
-                    activation,
-                    dz[k * inner if kept else 0 :],
-                    kept,
-                )
-                sums[0, k], sums[1, k] = a, p - centre * a
-                sum_g, sum_gt = sum_g + a * w[k], sum_gt + p * w[k]
-            slope, shift = gradient_terms(sum_g, sum_gt, centre, r, count)
-            for k in range(width):
-                partial[b, 0, g * width + k] += sums[0, k]
-                partial[b, 1, g * width + k] += sums[1, k]
-                line = m, number(r * w[k]), number(offset[k] - centre * w[k]), BLOCK
-                curve = m, r, number(r * w[k]), number(slope), number(shift), BLOCK
-                span = start + k * inner, 1 if dx.size else 0, 0, inner
-                own, outputs = dz[k * inner if kept else 0 :], (dxs, dxs[:0], staged, buffer, count)
-                write_gradients(dys, xs, none, *span, line, curve, BATCH, activation, own, kept, outputs)
+        first, last = bounds(task, tasks, blocks * groups)
+        for part in range(first, last):
+            b, g = part // groups, part % groups
+            low, high = bounds(b, blocks, samples)
+            for n in range(low, high):
+                args = dys, xs, n * groups + g, mean[n, g], rstd[n, g], weight, bias, activation, dz
+                _differentiate(*args, dxs, (width, inner), staged, buffer, partial[b])
         if staged:
             fence()
     for part in prange((channels + BLOCK - 1) // BLOCK):

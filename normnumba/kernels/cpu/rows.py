@@ -16,6 +16,7 @@ from .launching import select
 from .lowlevel import (
     accumulate,
     barrier,
+    bounds,
     fence,
     flat,
     frozen,
@@ -29,6 +30,7 @@ from .lowlevel import (
     scalar,
     store,
     stream,
+    tasks_of,
 )
 from .spans import BLOCK, GROUP, add, copy, flush, gradient_terms, merge_sums, moments, normalize, start_sums
 
@@ -232,10 +234,11 @@ def _forward(x, weight, bias, eps, center, rounding, y, mean, rstd):
     rows, cols = x.shape
     xs, ys = flat(x), flat(y)
     staged = must_stage(y, cols, x, x)
-    tasks = min(rows, 256)
+    tasks = tasks_of(rows, x.size)
     for task in prange(tasks):
         buffer = np.empty(BLOCK if staged else 0, y.dtype)
-        for row in range(task * rows // tasks, (task + 1) * rows // tasks):
+        first, last = bounds(task, tasks, rows)
+        for row in range(first, last):
             m, r = _normalize_row(xs, row * cols, cols, weight, bias, eps, center, rounding, ys, buffer)
             if mean.size:
                 mean[row] = m
@@ -254,10 +257,11 @@ def _add_forward(x, residual, weight, bias, eps, center, rounding, summed, y, me
     rows, cols = x.shape
     xs, rs, ss, ys = flat(x), flat(residual), flat(summed), flat(y)
     staged = must_stage(y, cols, x, x)
-    tasks = min(rows, 256)
+    tasks = tasks_of(rows, x.size)
     for task in prange(tasks):
         buffer = np.empty(BLOCK if staged else 0, y.dtype)
-        for row in range(task * rows // tasks, (task + 1) * rows // tasks):
+        first, last = bounds(task, tasks, rows)
+        for row in range(first, last):
             add(xs, row * cols, rs, row * cols, cols, ss, row * cols)
             barrier()
             m, r = _normalize_row(frozen(ss), row * cols, cols, weight, bias, eps, center, rounding, ys, buffer)
@@ -311,7 +315,7 @@ def _backward(dy, x, mean, rstd, weight, center, rounding, dx, dweight, dbias):
         buffer = np.empty(2 * BLOCK if staged or not dx.size else 0, dx.dtype)
         sums = np.zeros((2, partial.shape[2]), weight.dtype)
         dw, db = (sums[1], sums[0]) if sums.size else (dweight, dbias)
-        first, last = block * rows // blocks, (block + 1) * rows // blocks
+        first, last = bounds(block, blocks, rows)
         tail = weight, center, rounding, dxs, staged, buffer, dw, db
         for row in range(first, last, step):
             if row + step <= last and step == 2:
@@ -357,7 +361,7 @@ def _add_backward(dy, dsummed, summed, mean, rstd, weight, center, rounding, dx,
         gradient, total = np.empty(2 * BLOCK, weight.dtype), np.empty(BLOCK, weight.dtype)
         sums = np.zeros((2, partial.shape[2]), weight.dtype)
         dw, db = (sums[1], sums[0]) if sums.size else (dweight, dbias)
-        first, last = block * rows // blocks, (block + 1) * rows // blocks
+        first, last = bounds(block, blocks, rows)
         for row in range(first, last, step):
             start, taken = row * cols, min(step, last - row)
             line = _row_terms(dys, ss, row, cols, mean, rstd, weight, center)

@@ -21,6 +21,7 @@ from .. import CONSTANT, NONE, RELU
 from .activations import activate, differentiate
 from .lowlevel import (
     accumulate,
+    allocating,
     barrier,
     elementwise,
     frozen,
@@ -521,7 +522,7 @@ def flush(partial, totals):
             partial[k, j] = 0
 
 
-@scalar
+@allocating
 def start_sums(blocks, rows, dweight, dbias):
     """float64 sums (blocks, 2, C), set to 0; or none where so few rows are one block that dweight and dbias hold them.
 

@@ -16,6 +16,7 @@ from .compiling import array_in, array_out, variants
 from .launching import select
 from .lowlevel import (
     accumulate,
+    allocating,
     elementwise,
     flat,
     frozen,
@@ -25,7 +26,6 @@ from .lowlevel import (
     must_stage,
     plus,
     rounded,
-    scalar,
     store,
 )
 from .spans import BLOCK, GROUP, copy, flush, gradient_terms, merge_sums, normalize
@@ -82,7 +82,7 @@ def _differentiating(rounding):
 _gradients, _gradients_rounding = _differentiating(False), _differentiating(True)
 
 
-@scalar
+@allocating
 def _set_terms(dy, x, base, stride, weight, center, vectors):
     """slope, shift, centre of each column: what dx takes"""
     rows, mean, rstd = weight.size, vectors[0], vectors[1]
