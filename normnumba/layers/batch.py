@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..ops.batch import batch_norm_backward, batch_norm_forward, batch_norm_inference
+from ..dispatch import home
+from ..ops.batch import batch_norm_backward, batch_norm_inference, normalize_batch
 from ..ops.blocks import batch_moments
-from ..views import Array
+from ..ops.channels import tail_of
+from ..views import Array, as_channels
 from .conventions import convention_of
 from .tracking import TrackingLayer
 
@@ -140,22 +142,12 @@ class BatchNorm(TrackingLayer):
     def _normalize(self, x: Array, mask: Array | None, residual: Array | None) -> Array:
         """Normalize by the batch's statistics and track them."""
         given = self._settings(mask=mask, residual=residual)
-        moments = np.zeros((2, self.num_features))
-        # With momentum 1 these become the batch's own mean and unbiased variance, exactly.
-        y, mean, rstd = batch_norm_forward(
-            x,
-            self.weight,
-            self.bias,
-            running_mean=moments[0],
-            running_var=moments[1],
-            momentum=1.0,
-            eps=self.eps,
-            **given,
-        )
+        kernels = home(x, self.weight, self.bias, mask, residual)
+        view = as_channels(x, self.channel_axis)
+        tail = tail_of(view, x, self.weight, self.bias, residual, self.activation)
+        y, mean, rstd, stats, count = normalize_batch(kernels, view, x, tail, self.eps, mask)
         self._backward = partial(batch_norm_backward, x=x, mean=mean, rstd=rstd, **given)
-        positions = x.size // max(self.num_features, 1)
-        counted = positions if mask is None else int(np.count_nonzero(mask)) * (positions // max(mask.size, 1))
-        self._track(counted, moments[0], moments[1])
+        self._track(count, stats[0], stats[1] * (count / max(count - 1, 1)))
         return y
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..device.array import assign, empty, empty_like, shares_memory
+from ..device.array import assign, empty, empty_like, may_share_memory, shares_memory
 from ..dispatch import everywhere, home
 from ..kernels import BATCH, CONSTANT, GIVEN
 from ..views import Array, Channels, as_channels
@@ -83,30 +83,48 @@ def batch_norm_forward(
     """
     kernels = home(x, weight, bias, running_mean, running_var, mask, residual, out)
     view = as_channels(x, channel_axis)
-    tail = tail_of(view, x, weight, bias, residual, activation)
-    others = (x, weight, bias, mask, residual)
     if running_mean is not None:
-        _check_running("running_mean", running_mean, (view.channels,), (*others, running_var))
+        _check_running("running_mean", running_mean, view, (x, weight, bias, mask, residual, running_var))
     if running_var is not None:
-        _check_running("running_var", running_var, (view.channels,), others)
-    eps, momentum = finite("eps", eps), finite("momentum", momentum)
-    counted = None if mask is None else view.positions(mask)
-    count = view.count if counted is None else kernels.count_positions(counted)
-    if count == 1 and view.channels:
-        which = "one value" if mask is None else "one value that counts"
-        raise ValueError(
-            f"x of shape {x.shape} has {which} per channel on axis {channel_axis}: its variance is 0 and y would be "
-            "the bias whatever x is. Training needs at least two; use batch_norm_inference for a single one"
-        )
-    y = output(out, x, (x,), (weight, bias, running_mean, running_var, mask, residual))
-    given = None if counted is None else masked_moments(kernels, view, x, counted)
-    mean, rstd = empty(x, view.channels, view.number), empty(x, view.channels, view.number)
-    stats = normalize_channels(kernels, view, x, tail, eps, given, y, mean, rstd)
+        _check_running("running_var", running_var, view, (x, weight, bias, mask, residual))
+    momentum = finite("momentum", momentum)
+    tail = tail_of(view, x, weight, bias, residual, activation)
+    y, mean, rstd, stats, count = normalize_batch(kernels, view, x, tail, eps, mask, out, (running_mean, running_var))
     if count and running_mean is not None:
         kernels.update_running(running_mean, stats[0], momentum, 1.0)
     if count and running_var is not None:
         kernels.update_running(running_var, stats[1], momentum, count / max(count - 1, 1))
     return y, mean, rstd
+
+
+def normalize_batch(
+    kernels: Any,
+    view: Channels,
+    x: Array,
+    tail: Tail,
+    eps: float,
+    mask: Array | None = None,
+    out: Array | None = None,
+    others: tuple[Array | None, ...] = (),
+) -> tuple[Array, Array, Array, Array, int]:
+    """y, mean and rstd of `batch_norm_forward`, the float64 mean and biased variance (2, C), and how many values count.
+
+    `others` are what `out` must not be, besides the arguments of the norm.
+    """
+    eps = finite("eps", eps)
+    counted = None if mask is None else view.positions(mask)
+    count = view.count if counted is None else kernels.count_positions(counted)
+    if count == 1 and view.channels:
+        which = "one value" if mask is None else "one value that counts"
+        raise ValueError(
+            f"x of shape {x.shape} has {which} per channel on axis {view.channel_axis}: its variance is 0 and y would "
+            "be the bias whatever x is. Training needs at least two; use batch_norm_inference for a single one"
+        )
+    y = output(out, x, (x,), (tail.weight, tail.bias, *others, mask, tail.residual))
+    given = None if counted is None else masked_moments(kernels, view, x, counted)
+    mean, rstd = empty(x, view.channels, view.number), empty(x, view.channels, view.number)
+    stats = normalize_channels(kernels, view, x, tail, eps, given, y, mean, rstd)
+    return y, mean, rstd, stats, count
 
 
 @everywhere
@@ -361,12 +379,14 @@ def _backward(
     return dx, dweight, dbias, dresidual
 
 
-def _check_running(name: str, array: Array, shape: tuple[int, ...], others: tuple[Array | None, ...]) -> None:
+def _check_running(name: str, array: Array, view: Channels, others: tuple[Array | None, ...]) -> None:
+    shape = (view.channels,)
     if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
         raise TypeError(f"{name} is updated in place and must be of a float dtype, got {array.dtype}")
     if array.shape != shape:
         raise ValueError(f"{name} must have shape {shape} to go with x, got {array.shape}")
     if not array.flags.writeable:
         raise ValueError(f"{name} is read-only, but is updated in place; pass a writable array")
-    if (array.strides == (0,) and shape[0] > 1) or any(a is not None and shares_memory(array, a) for a in others):
+    near = [a for a in others if a is not None and may_share_memory(array, a)]
+    if (array.strides == (0,) and shape[0] > 1) or any(shares_memory(array, a) for a in near):
         raise ValueError(f"{name} shares memory, with itself or another argument, but is updated in place; pass a copy")
