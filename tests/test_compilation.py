@@ -6,9 +6,11 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
+from numba.extending import is_jitted
 
 import normnumba
 from normnumba.kernels.cpu import compiling
@@ -116,6 +118,14 @@ def test_every_prange_is_parallel(file):
         if isinstance(call.func, ast.Name) and call.func.id == "prange":
             parts = [part for argument in call.args for part in ast.walk(argument)]
             assert not any(isinstance(part, ast.IfExp | ast.BoolOp) for part in parts), ast.unparse(call)
+
+
+def test_no_two_helpers_share_a_name():
+    """In the cache they are told apart by name and a counter of the process: see `lowlevel`."""
+    modules = [module for name, module in sys.modules.items() if name.startswith("normnumba.kernels.cpu.")]
+    helpers = {f: f"{f.__module__}.{f.__qualname__}" for m in modules for f in vars(m).values() if is_jitted(f)}
+    assert len(helpers) > 50
+    assert [name for name, times in Counter(helpers.values()).items() if times > 1] == []
 
 
 def copy_of_the_package(folder):

@@ -103,3 +103,29 @@ def test_a_temporary_is_seen(extras):
 def test_memory_beyond_the_outputs(op, extras):
     too_much = {how: f"{extra / 2**20:.1f} MiB" for how, extra in extras[op.name].items() if extra > LIMIT}
     assert not too_much
+
+
+ALLOCATIONS = """
+import numpy as np
+import normnumba
+from benchmarks.cases import OPS, RAGGED
+from numba.core.runtime import rtsys
+
+def call_all():
+    for op in OPS:
+        for geometry in RAGGED[op.family]:
+            if geometry.size < 5000:
+                op(normnumba, op.arguments(geometry, np.dtype(np.float32), np.random.default_rng(0)))
+
+call_all()
+before = rtsys.get_allocation_stats()
+call_all()
+after = rtsys.get_allocation_stats()
+print(after.alloc - before.alloc, after.free - before.free)
+"""
+
+
+def test_what_kernels_allocate_is_freed_once():
+    """Helpers count no references: one that made or returned an array would lose it, or free it twice."""
+    made, freed = map(int, run_python(ALLOCATIONS, NUMBA_NRT_STATS=1).split())
+    assert 0 < made == freed

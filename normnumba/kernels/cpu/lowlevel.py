@@ -37,22 +37,41 @@ stores before it. Rows of 128 then took 46 ns instead of 63 to 80. Such a functi
 
 _FAST = {**_INNER, "fastmath": {"nsz", "contract"}}
 
-scalar = numba.njit(**_INNER)
+
+def _helper(**options):
+    """A decorator of functions that only kernels call.
+
+    To the linker such a function is its qualified name and a counter of the process that compiled it. Two closures of
+    one factory, from kernels that two processes have put into the cache, could so pass for each other in a third, with
+    wrong numbers; hence what tells closures apart is in their names.
+    """
+    compiled = numba.njit(**options)
+
+    def decorate(function):
+        for cell in function.__closure__ or ():
+            value = cell.cell_contents
+            function.__qualname__ += f"-{getattr(value, '__name__', value)}"
+        return compiled(function)
+
+    return decorate
+
+
+scalar = _helper(**_INNER)
 """Decorates functions that only kernels call."""
 
-allocating = numba.njit(**{**_INNER, "_nrt": True})
+allocating = _helper(**{**_INNER, "_nrt": True})
 """The same for those that make arrays."""
 
-elementwise = numba.njit(**_FAST)
+elementwise = _helper(**_FAST)
 """The same for loops whose elements are independent: a product and the sum that follows become one instruction. Not
 `reassoc`, which may turn (x - pivot) - shift into x - (pivot + shift). Never for the scalars around a loop: of two
 products in a sum LLVM would fuse now the one, now the other."""
 
-inlined = numba.njit(**{**_INNER, "forceinline": True})
+inlined = _helper(**{**_INNER, "forceinline": True})
 """`scalar` for what is done to one block: an array is passed as seven words, and a few of them take longer than a small
 image."""
 
-inlined_elementwise = numba.njit(**{**_FAST, "forceinline": True})
+inlined_elementwise = _helper(**{**_FAST, "forceinline": True})
 """`elementwise` for what is done to one element, since LLVM vectorizes no loop with a call in it; for short loops; and
 for loops that sum (see `plus`)."""
 

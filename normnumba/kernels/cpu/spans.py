@@ -347,7 +347,7 @@ def _block_sums(gate, dy, at, x, residual, start, count, mean, rstd, scale, shif
 
 
 def _summing(gate):
-    @(inlined if gate == OPEN else scalar)
+    @inlined
     def sums(dy, x, residual, start, outer, stride, inner, mean, rstd, line, activation, dz, keep):
         sum_dz, sum_dzt, rest, rest2 = 0.0, 0.0, 0.0, 0.0
         _, scale, shift, _ = line
