@@ -17,6 +17,9 @@ from typing import Any
 Call = Callable[[], Any]
 
 REST = 0.01
+FEW = 3
+"""Rounds below which a median of ratios says less than a ratio of medians."""
+
 SHORT_CALL = 20e-6
 """A call below this is timed several at once, or reading the clock would show."""
 
@@ -51,7 +54,13 @@ class Timing:
         return (high - low) / 2 / self.seconds
 
     def ratio_to(self, other: Timing) -> float:
-        """How many times this one's time is the other's, round by round."""
+        """How many times this one's time is the other's, round by round.
+
+        Of the medians where one of them is so slow that it had but a round or two: the other may have been disturbed
+        just then, and knows better.
+        """
+        if min(len(self.blocks), len(other.blocks)) < FEW:
+            return self.seconds / other.seconds
         return statistics.median(a / b for a, b in zip(self.blocks, other.blocks, strict=False))
 
 

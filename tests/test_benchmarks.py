@@ -313,6 +313,12 @@ def test_ratio_is_taken_round_by_round() -> None:
     assert ours.spread > 0
 
 
+def test_ratio_to_what_had_one_round_is_that_of_the_medians() -> None:
+    ours, slow = measure.Timing([9.0, 1.0, 1.0]), measure.Timing([3.0])
+    assert slow.ratio_to(ours) == 3.0
+    assert ours.ratio_to(slow) == 1 / 3
+
+
 def test_side_by_side_gives_each_contender_its_time() -> None:
     import time
 
@@ -487,7 +493,8 @@ def test_a_peer_that_raises_is_left_out_and_the_others_are_timed() -> None:
 
 
 def test_the_fastest_peer_is_a_framework() -> None:
-    blocks = {"ours": [1.0, 5.0], "torch": [3.0, 15.0], "jax": [2.0, 10.0], "onnxruntime": [4.0, 20.0], "numpy": [0.5]}
+    steps = {"ours": 1.0, "torch": 3.0, "jax": 2.0, "onnxruntime": 4.0, "numpy": 0.5}
+    blocks = {name: [step, 5 * step, step] for name, step in steps.items()}
     row = peers.against_peers({name: measure.Timing(times) for name, times in blocks.items()})
     assert row["times"] == {"torch": 3.0, "jax": 2.0, "onnxruntime": 4.0, "numpy": 0.5}
     assert (row["fastest_peer"], row["times_fastest"]) == ("jax", 2.0)
