@@ -32,7 +32,8 @@ _INNER |= {"_nrt": False}
 """Nothing is left out, because numba lets a function inherit these from whatever it is first compiled for.
 
 Without numba's runtime nobody counts references to arrays: every count is a locked instruction, which waits for all
-stores before it. Rows of 128 then took 46 ns instead of 63 to 80. Such a function must not make or return an array.
+stores before it. Rows of 128 in L1 then took 35 ns instead of 63, unaligned 54 instead of 80. Such a function must not
+make or return an array.
 """
 
 _FAST = {**_INNER, "fastmath": {"nsz", "contract"}}

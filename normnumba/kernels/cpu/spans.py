@@ -288,7 +288,7 @@ def passed(gate, g, away, scale, shift, residual, i):
     """dz of an element from its dy and x - mean: dy, or with a floor 0 where z is not positive
 
     In the loop that reads dz: with a block of it between two loops, as `set_upstream` has, a batch norm with relu took
-    three times as long.
+    1.8 times as long.
     """
     if gate != OPEN:
         z = away * scale + shift
