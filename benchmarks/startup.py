@@ -74,6 +74,16 @@ KERNELS = (
     "columns.backward_own",
     "groups.forward",
     "groups.backward",
+    "plain.channels_forward",
+    "plain.channels_inference",
+    "plain.channels_backward",
+    "plain.columns_forward",
+    "plain.columns_inference",
+    "plain.columns_backward",
+    "plain.groups_forward",
+    "plain.groups_backward",
+    "plain.rows_forward",
+    "plain.rows_backward",
     "rows.forward",
     "rows.add_forward",
     "rows.backward",
@@ -93,8 +103,8 @@ seconds, dtype = {}, np.dtype(np.float32)
 for name in sys.argv[1:]:
     if name in kernels:
         start = time.perf_counter()
-        variant, others = kernels[name]
-        for parallel in (False, True):
+        variant, others, *plain = kernels[name]
+        for parallel in (False,) if any(plain) else (False, True):
             variant(dtype, parallel, *[dtype] * others)
         seconds[name] = time.perf_counter() - start
 print(json.dumps(seconds))

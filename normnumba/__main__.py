@@ -15,31 +15,35 @@ from normnumba.views import STORAGE
 
 DTYPES = {dtype.name: storage for dtype, storage in STORAGE.items()}
 
+_BATCH = ("channels.{}", "columns.{}_sample")
+
 KERNELS = {
     "add_": ("rows.add_{}",),
-    "layer_norm": ("rows.{}", "strips.{}"),
-    "rms_norm": ("rows.{}", "strips.{}"),
-    "batch_": ("channels.{}", "columns.{}_sample"),
-    "group_norm": ("groups.{}", "columns.{}_sample", "columns.{}_own"),
-    "instance_norm": ("groups.{}", "columns.{}_sample", "columns.{}_own"),
+    "layer_norm": ("plain.rows_{}", "rows.{}", "strips.{}"),
+    "rms_norm": ("plain.rows_{}", "rows.{}", "strips.{}"),
+    "batch_norm_inference_backward": ("plain.channels_{}", "plain.columns_{}", *_BATCH),
+    "batch_norm_inference": ("plain.channels_inference", "plain.columns_inference", *_BATCH),
+    "batch_norm_backward_": _BATCH,
+    "batch_norm": ("plain.channels_{}", "plain.columns_{}", *_BATCH),
+    "batch_moments": _BATCH,
+    "group_norm": ("plain.groups_{}", "groups.{}", "columns.{}_sample", "columns.{}_own"),
+    "instance_norm": ("plain.groups_{}", "groups.{}", "columns.{}_sample", "columns.{}_own"),
 }
-"""The kernels of an op, forward or backward, by how its name begins."""
+"""The kernels of an op, forward or backward, by how its name begins; the first that fits."""
 
-SHARED = {
-    "batch_norm_forward": "channels.moments",
-    "batch_moments": "channels.moments",
-    "batch_norm_backward": "channels.sums",
+BESIDES = {
+    "batch_norm_forward": ("channels.moments",),
+    "batch_moments": ("channels.moments",),
+    "batch_norm_backward": ("channels.sums", "channels.forward", "columns.forward_sample"),
 }
-"""What it takes besides for few large channels."""
+"""Further kernels: for few large channels, and for a gradient with a mask, which takes the moments again."""
 
 
 def kernels_of(op: str) -> list[str]:
     """The names of the kernels that a public function calls."""
     names = next((n for start, n in KERNELS.items() if op.startswith(start)), ())
-    passes = {"backward"} if "backward" in op else {"forward"}
-    if op == "batch_norm_backward":
-        passes.add("forward")  # with a mask it takes the moments again
-    wanted = {name.format(which) for name in names for which in passes} | {SHARED.get(op)}
+    which = "backward" if "backward" in op else "forward"
+    wanted = {*(name.format(which) for name in names), *BESIDES.get(op, ())}
     return [name for name in kernels if name in wanted]
 
 
@@ -50,11 +54,13 @@ def compile_kernels(names: Sequence[str], dtypes: Sequence[str], twins: Sequence
     """Compile or load each kernel in turn; what it is, and whether it was in the cache."""
     for dtype in dtypes:
         for name in names:
-            variant, others = kernels[name]
+            variant, others, plain = kernels[name]
             for parallel in twins:
+                if plain and (parallel or DTYPES[dtype].name != dtype):
+                    continue
                 dispatcher = variant(DTYPES[dtype], parallel, *[DTYPES[dtype]] * others)
                 found = sum(dispatcher.stats.cache_hits.values()) > 0
-                yield f"{name:<20}{dtype:<10}{'parallel' if parallel else 'serial':<10}", found
+                yield f"{name:<24}{dtype:<10}{'parallel' if parallel else 'serial':<10}", found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

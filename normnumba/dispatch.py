@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import ModuleType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, overload
 
 import numpy as np
 
@@ -87,27 +87,67 @@ def _full_name(value: Any) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
-def everywhere(function: Callable[P, R]) -> Callable[P, R]:
+@overload
+def everywhere(function: Callable[P, R]) -> Callable[P, R]: ...
+
+
+@overload
+def everywhere(*, short: Callable[..., Any]) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+
+
+def everywhere(function: Any = None, *, short: Any = None) -> Any:
     """Let a public function that is written for ndarrays and `DeviceArray` take every kind of array on a device.
 
     Its results are of the kind of its arguments, and those that are an argument are that very object.
+
+    `short` is the function's short form in `ops.plain`. It is tried where all arrays that it takes are ndarrays or
+    None, and all arguments that it does not take are at their defaults.
     """
+    if function is None:
+        return functools.partial(everywhere, short=short)
     # The parameters are written out, for packing and unpacking **kwargs takes 0.3 us longer, a tenth of a small call.
-    kinds = {p.name: p.kind for p in inspect.signature(function).parameters.values()}
-    positional = [name for name, kind in kinds.items() if kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
-    keywords = [name for name in kinds if name not in positional]
+    parameters = inspect.signature(function).parameters.values()
+    positional = [p.name for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    keywords = [p.name for p in parameters if p.name not in positional]
     passed = ", ".join([*positional, *(f"{name}={name}" for name in keywords)])
     source = f"""
 def {function.__name__}({", ".join([*positional, *(["*"] if keywords else []), *keywords])}):
     if type({positional[0]}) is ndarray:
+        {_attempt(parameters, short) if short else ""}
         return function({passed})
-    return elsewhere(function, dict({", ".join(f"{name}={name}" for name in kinds)}))
+    return elsewhere(function, dict({", ".join(f"{p.name}={p.name}" for p in parameters)}))
 """
-    names: dict[str, Any] = {"ndarray": np.ndarray, "function": function, "elsewhere": _call_elsewhere}
+    names: dict[str, Any] = {"ndarray": np.ndarray, "function": function, "elsewhere": _call_elsewhere, "short": short}
+    names |= {f"default_{p.name}": p.default for p in parameters}
     exec(compile(source, f"<everywhere {function.__name__}>", "exec"), names)
     call = names[function.__name__]
     call.__defaults__, call.__kwdefaults__ = function.__defaults__, function.__kwdefaults__
     return functools.update_wrapper(call, function)
+
+
+def _attempt(parameters: Iterable[inspect.Parameter], short: Callable[..., Any]) -> str:
+    """Code that returns what the short form does, if it does it."""
+    taken = list(inspect.signature(short).parameters)
+    conditions = [f"({_condition(p, taken)})" for p in parameters if p.name not in taken or p.name not in _NO_ARRAYS]
+    return f"""
+        if {" and ".join(conditions)}:
+            try:
+                results = short({", ".join(taken)})
+            except TypeError:
+                results = None
+            if results is not None:
+                return results
+"""
+
+
+def _condition(parameter: inspect.Parameter, taken: list[str]) -> str:
+    """Under which argument the short form may be called."""
+    name, default = parameter.name, f"default_{parameter.name}"
+    if name in taken:
+        return f"type({name}) is ndarray or {name} is {default}"
+    if parameter.default is None:
+        return f"{name} is None"
+    return f"{name} is {default} or type({name}) is type({default}) and {name} == {default}"
 
 
 def _call_elsewhere(function: Callable[..., Any], given: dict[str, Any]) -> Any:

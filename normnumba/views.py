@@ -68,8 +68,10 @@ class View:
     """Whether arrays in C order need neither a transpose nor a reshape."""
     storage: np.dtype[Any]
     """The dtype under which kernels see the arrays."""
-    plain: bool
-    """Whether the array that this was worked out from is small, and needs none of that if aligned and writable."""
+    plain_shape: Shape | None
+    """The shape in which `kernels.cpu.plain` takes the array that this was worked out from: `shape` itself, or
+    one to which it can be reshaped. None unless that array is small, in C order, and of a dtype that kernels see as it
+    is."""
 
     def enter(self, array: Array) -> Array:
         """`array` in the kernels' geometry; copied unless it lies in memory in that order."""
@@ -184,7 +186,7 @@ class Groups(View):
 def retyped(view: Rows, dtype: np.dtype[Any], name: str) -> Rows:
     """The view of arrays of the same shape and another dtype, that of the argument `name`."""
     dtype = supported(dtype, name)
-    return replace(view, number=NUMBERS[dtype], storage=STORAGE[dtype], plain=False)
+    return replace(view, number=NUMBERS[dtype], storage=STORAGE[dtype], plain_shape=None)
 
 
 def as_rows(x: Array, axis: int | Sequence[int], strips: bool = True) -> Rows:
@@ -245,7 +247,9 @@ def _as_rows(shape: Shape, strides: Shape, dtype: np.dtype[Any], axis: int | Sha
         storage=STORAGE[dtype],
         ordered=ordered,
         packed=ordered and geometry == shape,
-        plain=ordered and geometry == shape and not strips and len(axes) == 1 and _is_plain(shape, strides, dtype),
+        plain_shape=_plain_shape(shape, strides, dtype, geometry)
+        if ordered and not strips and len(axes) == 1
+        else None,
         rows=rows,
         cols=cols,
         strips=strips,
@@ -274,7 +278,9 @@ def _as_channels(shape: Shape, strides: Shape, dtype: np.dtype[Any], channel_axi
         storage=STORAGE[dtype],
         ordered=ordered,
         packed=ordered and geometry == shape,
-        plain=ordered and geometry == shape and _is_plain(shape, strides, dtype),
+        plain_shape=_plain_shape(shape, strides, dtype, geometry[1:] if inner == 1 else (*geometry, 1))
+        if ordered
+        else None,
         channel_axis=channel,
         channels=channels,
         count=outer * inner,
@@ -312,7 +318,9 @@ def _as_groups(shape: Shape, strides: Shape, dtype: np.dtype[Any], channel_axis:
         storage=STORAGE[dtype],
         ordered=ordered,
         packed=ordered and geometry == shape,
-        plain=ordered and geometry == shape and _is_plain(shape, strides, dtype),
+        plain_shape=None
+        if columns or not ordered
+        else _plain_shape(shape, strides, dtype, (shape[0], channels, size, 1)),
         channels=channels,
         groups=groups,
         columns=columns,
@@ -326,10 +334,15 @@ def _memory_order(shape: Shape, strides: Shape) -> Shape:
     return tuple(next(by_stride) if shape[a] > 1 else a for a in range(len(shape)))
 
 
-def _is_plain(shape: Shape, strides: Shape, dtype: np.dtype[Any]) -> bool:
-    """Whether an array is small, in C order without gaps, and of a dtype that kernels see as it is."""
+def _plain_shape(shape: Shape, strides: Shape, dtype: np.dtype[Any], wanted: Shape) -> Shape | None:
+    """`wanted`, or `shape` itself where its rank and its first two axes are the same, which saves a reshape.
+
+    Kernels take NCHW, and an array of another rank with one of the two last axes; None where they take none of these.
+    """
     sizes = tuple(dtype.itemsize * math.prod(shape[a + 1 :]) for a in range(len(shape)))
-    return strides == sizes and STORAGE[dtype] is dtype and 0 < math.prod(shape) < SMALL
+    if strides != sizes or STORAGE[dtype] != dtype or not 0 < math.prod(shape) < SMALL:
+        return None
+    return shape if len(shape) == len(wanted) and shape[:2] == wanted[:2] else wanted
 
 
 def _ranks(axes: Sequence[int]) -> Shape:

@@ -138,7 +138,7 @@ def test_a_parameters_gradient_that_is_wrong_fails_the_check(layer, name, monkey
 @pytest.mark.parametrize(
     ("module", "kernel", "run"),
     [
-        (checks.batch, "normalize_batch", Run(norm="batch", rate=0.03)),
+        (checks.batch, "batch_norm_forward", Run(norm="batch", rate=0.03)),
         (checks.batch, "batch_norm_backward", Run(norm="batch", rate=0.03)),
         (checks.rows, "layer_norm_forward", Run(norm="layer", rate=0.03)),
         (checks.rows, "layer_norm_backward", Run(norm="layer", rate=0.03)),

@@ -17,7 +17,7 @@ import numpy as np
 import normnumba
 from normnumba.kernels.cpu.compiling import kernels
 for name, dtype in (argument.split(":") for argument in sys.argv[1:]):
-    variant, _ = kernels[name]
+    variant = kernels[name].variant
     (text,) = variant(np.dtype(dtype), False).inspect_asm().values()
     print(f"=== {name}:{dtype}", text, sep="\\n")
 """

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..dispatch import home
-from ..ops.batch import batch_norm_backward, batch_norm_inference, normalize_batch
+from ..ops.batch import batch_norm_backward, batch_norm_forward, batch_norm_inference, normalize_batch
 from ..ops.blocks import batch_moments
 from ..ops.channels import tail_of
 from ..views import Array, as_channels
@@ -136,18 +136,26 @@ class BatchNorm(TrackingLayer):
             For a dy that is not like x.
         """
         residual = self._backward is not None and self._backward.keywords["residual"] is not None
-        dx, dresidual = self._differentiate(dy, residual)
+        dx, dresidual = self._differentiate(dy, True)
         return (dx, dresidual) if residual else dx
 
     def _normalize(self, x: Array, mask: Array | None, residual: Array | None) -> Array:
         """Normalize by the batch's statistics and track them."""
         given = self._settings(mask=mask, residual=residual)
-        kernels = home(x, self.weight, self.bias, mask, residual)
-        view = as_channels(x, self.channel_axis)
-        tail = tail_of(view, x, self.weight, self.bias, residual, self.activation)
-        y, mean, rstd, stats, count = normalize_batch(kernels, view, x, tail, self.eps, mask)
+        if mask is None and self.num_batches_tracked is not None and self.convention.unbiased:
+            momentum = self.convention.weight_of_new(self.momentum, int(self.num_batches_tracked) + 1)
+            running: dict[str, Any] = {"running_mean": self.running_mean, "running_var": self.running_var}
+            y, mean, rstd = batch_norm_forward(
+                x, self.weight, self.bias, eps=self.eps, momentum=momentum, **running, **given
+            )
+            self.num_batches_tracked += bool(x.size)
+        else:  # statistics that the op does not keep, or positions that do not count
+            kernels = home(x, self.weight, self.bias, mask, residual)
+            view = as_channels(x, self.channel_axis)
+            tail = tail_of(view, x, self.weight, self.bias, residual, self.activation)
+            y, mean, rstd, stats, count = normalize_batch(kernels, view, x, tail, self.eps, mask)
+            self._track(count, stats[0], stats[1] * (count / max(count - 1, 1)))
         self._backward = partial(batch_norm_backward, x=x, mean=mean, rstd=rstd, **given)
-        self._track(count, stats[0], stats[1] * (count / max(count - 1, 1)))
         return y
 
 

@@ -9,12 +9,13 @@ from ..device.array import assign, empty, empty_like, may_share_memory, shares_m
 from ..dispatch import everywhere, home
 from ..kernels import BATCH, CONSTANT, GIVEN
 from ..views import Array, Channels, as_channels
+from . import plain
 from .channels import Given, Tail, differentiate_channels, normalize_channels, statistics_of, tail_of
 from .checks import EMPTY, FLOAT64, as_gradient, check_like, finite, output, unpacked
 from .masks import differentiate_masked, masked_moments
 
 
-@everywhere
+@everywhere(short=plain.batch_norm_forward)
 def batch_norm_forward(
     x: Array,
     weight: Array | None = None,
@@ -127,7 +128,7 @@ def normalize_batch(
     return y, mean, rstd, stats, count
 
 
-@everywhere
+@everywhere(short=plain.batch_norm_backward)
 def batch_norm_backward(
     dy: Array,
     x: Array,
@@ -193,7 +194,7 @@ def batch_norm_backward(
     return _backward(kernels, view, dy, x, given, tail, counted, output_mask, out, others, BATCH)
 
 
-@everywhere
+@everywhere(short=plain.batch_norm_inference)
 def batch_norm_inference(
     x: Array,
     mean: Array,
@@ -252,7 +253,7 @@ def batch_norm_inference(
     return y
 
 
-@everywhere
+@everywhere(short=plain.batch_norm_inference_backward)
 def batch_norm_inference_backward(
     dy: Array,
     x: Array,

@@ -8,6 +8,7 @@ from ..device.array import empty
 from ..dispatch import everywhere, home
 from ..kernels import BATCH, NONE
 from ..views import Array, as_groups, integer
+from . import plain
 from .checks import (
     EMPTY,
     FLOAT64,
@@ -22,7 +23,7 @@ from .checks import (
 )
 
 
-@everywhere
+@everywhere(short=plain.group_norm_forward)
 def group_norm_forward(
     x: Array,
     num_groups: int,
@@ -96,7 +97,7 @@ def group_norm_forward(
     return y, mean, rstd
 
 
-@everywhere
+@everywhere(short=plain.group_norm_backward)
 def group_norm_backward(
     dy: Array,
     x: Array,
@@ -204,7 +205,7 @@ def group_norm(
     )[0]
 
 
-@everywhere
+@everywhere(short=plain.instance_norm_forward)
 def instance_norm_forward(
     x: Array,
     weight: Array | None = None,
@@ -229,7 +230,7 @@ def instance_norm_forward(
     )
 
 
-@everywhere
+@everywhere(short=plain.instance_norm_backward)
 def instance_norm_backward(
     dy: Array,
     x: Array,

@@ -10,12 +10,13 @@ import numpy as np
 from ..device.array import empty
 from ..dispatch import everywhere, home
 from ..views import Array, Rows, as_rows
+from . import plain
 from .checks import EMPTY, as_gradient, check_like, constant, finite, output, parameter, rsqrt, unpacked
 
 Axis = int | Sequence[int]
 
 
-@everywhere
+@everywhere(short=plain.layer_norm_forward)
 def layer_norm_forward(
     x: Array,
     weight: Array | None = None,
@@ -67,7 +68,7 @@ def layer_norm_forward(
     return _normalize(kernels, view, x, scale, offset, eps, True, False, out, (weight, bias))
 
 
-@everywhere
+@everywhere(short=plain.layer_norm_backward)
 def layer_norm_backward(
     dy: Array,
     x: Array,
@@ -149,7 +150,7 @@ def layer_norm(
     return layer_norm_forward(x, weight, bias, axis=axis, eps=eps, out=out)[0]
 
 
-@everywhere
+@everywhere(short=plain.rms_norm_forward)
 def rms_norm_forward(
     x: Array,
     weight: Array | None = None,
@@ -211,7 +212,7 @@ def rms_norm_forward(
     return y, rstd
 
 
-@everywhere
+@everywhere(short=plain.rms_norm_backward)
 def rms_norm_backward(
     dy: Array,
     x: Array,
@@ -301,11 +302,6 @@ def _normalize(
 ) -> tuple[Array, Array, Array]:
     """y, and mean and rstd in the shape of the other axes; without `center` the mean is empty."""
     number = view.number
-    if view.plain and out is None and type(x) is np.ndarray and x.flags.carray:
-        mean, rstd = np.empty(view.rows, number) if center else EMPTY[number, 1], np.empty(view.rows, number)
-        y = np.empty(view.shape, number)  # what is below does the same here, and takes half a us longer
-        kernels.rows_forward(x, weight, bias, eps, center, rounding, y, mean, rstd)
-        return y, mean, rstd
     mean, rstd = empty(x, view.rows, number) if center else EMPTY[number, 1], empty(x, view.rows, number)
     y = output(out, x, (x,), others)
     if x.size:

@@ -9,8 +9,8 @@ last long row may be shorter than the others.
 Loops over `prange` take a plain number: one with a condition in it is a serial loop to numba, in silence, and was one
 here for long.
 
-Several samples that fit a core's own cache are taken one by each thread, so that nothing is read twice from further
-away; of others, all threads take one together.
+Several samples that fit a core's own cache are taken one by each thread, by the serial kernel of one sample, so that
+nothing is read twice from further away; of others, all threads take one together.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ import numpy as np
 from numba import prange, types
 
 from .. import BATCH, GIVEN, RELU
-from .compiling import array_in, array_out, variants
+from .compiling import address, array_in, array_out, variants
 from .launching import select
 from .lowlevel import (
     accumulate,
     allocating,
     bounds,
+    calling,
     elementwise,
     fence,
     flat,
@@ -91,7 +92,9 @@ def columns_forward(
     The float64 mean and variance are in `stats` (2, O * G), put there in training, and else given. An empty residual is
     none.
     """
-    run_samples(_forward, _forward_own, x, (x, residual, weight, bias, eps, training, activation, stats, y, mean, rstd))
+    run_samples(
+        _forward_sample, _forward_own, x, (x, residual, weight, bias, eps, training, activation, stats, y, mean, rstd)
+    )
 
 
 def columns_backward(
@@ -112,7 +115,7 @@ def columns_backward(
 ) -> None:
     """See `channels_backward`; stats are (2, O * G) here, and sums (2, O * C)."""
     args = (dy, x, residual, stats, weight, bias, eps, squared, terms, count, activation, dx, dresidual, sums)
-    run_samples(_backward, _backward_own, x, args)
+    run_samples(_backward_sample, _backward_own, x, args)
 
 
 def run_samples(one: Callable[..., Any], own: Callable[..., Any], x: np.ndarray, args: tuple[Any, ...]) -> None:
@@ -121,7 +124,7 @@ def run_samples(one: Callable[..., Any], own: Callable[..., Any], x: np.ndarray,
     if samples == 1:
         select(one, x)(0, *args)
     elif x.nbytes <= OWN * samples:
-        select(own, x)(*args)
+        select(own, x)(address(one(x.dtype, False)), *args)
     else:
         for o in range(samples):
             select(one, x)(o, *args)
@@ -162,22 +165,22 @@ def _add_moments_of_four(x, start, stride, pivot, partial):
 
 
 @inlined_elementwise
+def _product(gate, dy, first, x, residual, start, mean, rstd, scale, shift):
+    """dz and t of an element"""
+    away = load(x, start) - mean
+    return passed(gate, load(dy, first), away, scale, shift, residual, start), away * rstd
+
+
+@inlined_elementwise
 def _add_products(gate, dy, first, x, residual, start, count, vectors, partial):
     """partial += (dz, dz * t) with t = (x - mean) * rstd, for one row"""
     sum_dz, sum_dzt = partial[0], partial[1]
     mean, rstd, scale, shift = vectors[0], vectors[1], vectors[2], vectors[5]
     for j in range(count):
-        away = load(x, start + j) - load(mean, j)
-        g = passed(gate, load(dy, first + j), away, load(scale, j), load(shift, j), residual, start + j)
+        known = load(mean, j), load(rstd, j), load(scale, j), load(shift, j)
+        g, t = _product(gate, dy, first + j, x, residual, start + j, *known)
         accumulate(sum_dz, j, g, 1)
-        accumulate(sum_dzt, j, g * (away * load(rstd, j)), 2)
-
-
-@inlined_elementwise
-def _product(gate, dy, first, x, residual, start, mean, rstd, scale, shift):
-    """dz and t of an element"""
-    away = load(x, start) - mean
-    return passed(gate, load(dy, first), away, scale, shift, residual, start), away * rstd
+        accumulate(sum_dzt, j, g * t, 2)
 
 
 @inlined_elementwise
@@ -394,6 +397,14 @@ def _write_block(x, residual, base, size, b, blocks, long_rows, vectors, activat
         fence()
 
 
+def _forward_arguments(T, A):
+    return (
+        *(array_in(T, 3), array_in(T, 3), array_in(A, 1), array_in(A, 1), types.float64, types.boolean, types.intp),
+        *(array_out(types.float64, 2), array_out(T, 3), array_out(A, 1), array_out(A, 1)),
+    )
+
+
+@variants(lambda T, A: types.void(types.intp, *_forward_arguments(T, A)))
 def _forward_sample(o, x, residual, weight, bias, eps, training, activation, stats, y, mean, rstd):
     samples, rows, channels = x.shape
     xs, rs, ys, size = flat(x), flat(residual), flat(y), rows * channels
@@ -414,23 +425,13 @@ def _forward_sample(o, x, residual, weight, bias, eps, training, activation, sta
         _write_block(xs, rs, base, size, b, writes, long_rows, vectors, activation, staged, ys)
 
 
-_forward_alone = allocating(_forward_sample)
+_run_forward = calling(_forward_sample.signature)
 
 
-def _forward_arguments(T, A):
-    return (
-        *(array_in(T, 3), array_in(T, 3), array_in(A, 1), array_in(A, 1), types.float64, types.boolean, types.intp),
-        *(array_out(types.float64, 2), array_out(T, 3), array_out(A, 1), array_out(A, 1)),
-    )
-
-
-_forward = variants(lambda T, A: types.void(types.intp, *_forward_arguments(T, A)))(_forward_sample)
-
-
-@variants(lambda T, A: types.void(*_forward_arguments(T, A)))
-def _forward_own(x, residual, weight, bias, eps, training, activation, stats, y, mean, rstd):
+@variants(lambda T, A: types.void(types.intp, *_forward_arguments(T, A)))
+def _forward_own(kernel, x, residual, weight, bias, eps, training, activation, stats, y, mean, rstd):
     for o in prange(x.shape[0]):
-        _forward_alone(o, x, residual, weight, bias, eps, training, activation, stats, y, mean, rstd)
+        _run_forward(kernel, (np.intp(o), x, residual, weight, bias, eps, training, activation, stats, y, mean, rstd))
 
 
 @scalar
@@ -530,6 +531,15 @@ def _given(stats, o, groups, eps, squared):
     return given
 
 
+def _backward_arguments(T, A):
+    return (
+        *(array_in(T, 3), array_in(T, 3), array_in(T, 3), array_in(types.float64, 2), array_in(A, 1), array_in(A, 1)),
+        *(types.float64, types.boolean, types.intp, types.intp, types.intp, array_out(T, 3), array_out(T, 3)),
+        array_out(types.float64, 2),
+    )
+
+
+@variants(lambda T, A: types.void(types.intp, *_backward_arguments(T, A)))
 def _backward_sample(
     o, dy, x, residual, stats, weight, bias, eps, squared, terms, count, activation, dx, dresidual, sums
 ):
@@ -558,23 +568,13 @@ def _backward_sample(
         _write_gradients(*args, dxs, drs)
 
 
-_backward_alone = allocating(_backward_sample)
+_run_backward = calling(_backward_sample.signature)
 
 
-def _backward_arguments(T, A):
-    return (
-        *(array_in(T, 3), array_in(T, 3), array_in(T, 3), array_in(types.float64, 2), array_in(A, 1), array_in(A, 1)),
-        *(types.float64, types.boolean, types.intp, types.intp, types.intp, array_out(T, 3), array_out(T, 3)),
-        array_out(types.float64, 2),
-    )
-
-
-_backward = variants(lambda T, A: types.void(types.intp, *_backward_arguments(T, A)))(_backward_sample)
-
-
-@variants(lambda T, A: types.void(*_backward_arguments(T, A)))
-def _backward_own(dy, x, residual, stats, weight, bias, eps, squared, terms, count, activation, dx, dresidual, sums):
+@variants(lambda T, A: types.void(types.intp, *_backward_arguments(T, A)))
+def _backward_own(
+    kernel, dy, x, residual, stats, weight, bias, eps, squared, terms, count, activation, dx, dresidual, sums
+):
+    known = residual, stats, weight, bias, eps, squared, terms, count, activation
     for o in prange(x.shape[0]):
-        _backward_alone(
-            o, dy, x, residual, stats, weight, bias, eps, squared, terms, count, activation, dx, dresidual, sums
-        )
+        _run_backward(kernel, (np.intp(o), dy, x, *known, dx, dresidual, sums))

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FunctionType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import llvmlite
 import numba
@@ -42,8 +42,19 @@ _KEEP_DAYS = 7
 compiled: list[str] = []
 """Names of the variants made so far in this process, in order."""
 
-kernels: dict[str, tuple[Callable[..., Any], int]] = {}
-"""Every kernel by module and name, such as "rows.forward": its variants, and how many other dtypes these ask for."""
+
+class Kernel(NamedTuple):
+    """A kernel: the factory of its compiled variants, and which there are."""
+
+    variant: Callable[..., Any]
+    others: int
+    """How many dtypes it asks for besides that of the data."""
+    plain: bool
+    """Whether it is for small calls: serial, and for dtypes that kernels see as they are."""
+
+
+kernels: dict[str, Kernel] = {}
+"""Every kernel by module and name, such as "rows.forward"."""
 
 
 def array_in(dtype: Any, ndim: int) -> types.Array:
@@ -56,21 +67,23 @@ def array_out(dtype: Any, ndim: int) -> types.Array:
     return types.Array(dtype, ndim, "C")
 
 
-def variants(signature: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def variants(signature: Callable[..., Any], name: str = "", plain: bool = False) -> Callable[[Callable[..., Any]], Any]:
     """Turn a kernel's source into a cached factory of its compiled variants.
 
     `signature(T, A, *others)` gives the numba signature for data of type T computed in type A, and arrays of other
     types. Call the result with the dtype of the data, whether `prange` shall use threads, and the other dtypes.
+    `name` is that of the source unless one source makes several kernels, and `plain` is told of in `Kernel`.
     """
 
-    def decorate(source: Callable[..., Any]) -> Callable[..., Any]:
+    def decorate(source: Callable[..., Any]) -> Any:
+        title = name or source.__name__
+
         @functools.cache
         def variant(dtype: np.dtype, parallel: bool, *others: np.dtype) -> Any:
-            parts = (source.__name__, dtype.name, *(d.name for d in others), "parallel" if parallel else "serial")
-            name = "-".join(parts)
-            kernel = FunctionType(source.__code__, source.__globals__, name)
-            kernel.__qualname__ = name
-            compiled.append(f"{source.__module__}.{name}")
+            parts = (title, dtype.name, *(d.name for d in others), "parallel" if parallel else "serial")
+            kernel = FunctionType(source.__code__, source.__globals__, "-".join(parts))
+            kernel.__qualname__ = kernel.__name__
+            compiled.append(f"{source.__module__}.{kernel.__name__}")
             dispatcher = numba.njit(parallel=parallel, **OPTIONS)(kernel)
             dispatcher._cache = _Cache(kernel)
             data = numba.from_dtype(dtype)
@@ -78,11 +91,19 @@ def variants(signature: Callable[..., Any]) -> Callable[[Callable[..., Any]], Ca
             dispatcher.disable_compile()
             return dispatcher
 
-        name = f"{source.__module__.rpartition('.')[2]}.{source.__name__.lstrip('_')}"
-        kernels[name] = variant, len(inspect.signature(signature).parameters) - 2
+        variant.signature = signature  # type: ignore[attr-defined]
+        module, others = source.__module__.rpartition(".")[2], len(inspect.signature(signature).parameters) - 2
+        kernels[f"{module}.{title.lstrip('_')}"] = Kernel(variant, others, plain)
         return variant
 
     return decorate
+
+
+@functools.cache
+def address(kernel: Any) -> int:
+    """Where the machine code of a compiled kernel begins, for `lowlevel.calling`."""
+    [compiled] = kernel.overloads.values()
+    return compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
 
 
 @functools.cache

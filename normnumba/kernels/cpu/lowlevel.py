@@ -14,6 +14,7 @@ from __future__ import annotations
 import numba
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.core.imputils import impl_ret_borrowed
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
@@ -306,6 +307,44 @@ def frozen(typingctx, array):
         return _retyped(context, builder, sig.args[0], args[0], sig.return_type)
 
     return array.copy(readonly=True)(array), codegen
+
+
+@intrinsic
+def assumed_contiguous(typingctx, array):
+    """An array of any layout as a contiguous one, which it must be."""
+
+    def codegen(context, builder, sig, args):
+        return _retyped(context, builder, sig.args[0], args[0], sig.return_type)
+
+    return array.copy(layout="C")(array), codegen
+
+
+def _as_passed(kind):
+    """What the machine code of a call knows of an argument's type."""
+    return (kind.dtype, kind.ndim, kind.layout) if isinstance(kind, types.Array) else types.unliteral(kind)
+
+
+def calling(signature):
+    """An intrinsic that calls a compiled kernel of that signature, which `variants` was given, by its address."""
+
+    @intrinsic
+    def call(typingctx, address, arguments):
+        kinds = arguments.types
+        data = next(kind.dtype for kind in kinds if isinstance(kind, types.Array))
+        expected = signature(data, accumulator(data))
+        assert [*map(_as_passed, kinds)] == [*map(_as_passed, expected.args)], f"{kinds} for {expected}"
+
+        def codegen(context, builder, sig, args):
+            convention, values = context.call_conv, cgutils.unpack_tuple(builder, args[1])
+            kernel = builder.inttoptr(args[0], convention.get_function_type(types.none, kinds).as_pointer())
+            status, _ = convention.call_function(builder, kernel, types.none, kinds, values)
+            with cgutils.if_unlikely(builder, status.is_error):
+                convention.return_status_propagate(builder, status)
+            return context.get_dummy_value()
+
+        return types.void(address, arguments), codegen
+
+    return call
 
 
 @intrinsic
