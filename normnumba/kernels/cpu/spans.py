@@ -121,12 +121,34 @@ def moments(x, start, outer, stride, inner, eps, center, zero):
     if outer == 1 and inner <= BLOCK:
         pivot = _pivot(x, start, inner, zero) if center else zero
         first, second = _sums_about(x, start, inner, type(zero)(1), pivot, zero)
-        share = 1.0 / inner
-        shift = first * share if center else 0.0
-        var = second * share - shift * shift
-        if shift * shift <= 4 * var < math.inf:
-            return pivot, shift, var, 1.0 / math.sqrt(var + eps)
+        return _moments_of_block(x, start, inner, pivot, first, second, eps, center)
     return any_moments(x, start, outer, stride, inner, eps, center, zero)
+
+
+@inlined
+def moments_of_two(x, start, start2, inner, eps, center, zero):
+    """`moments` of two blocks step by step, so that one's sums, root and division overlap the other's"""
+    one = type(zero)(1)
+    pivot, pivot2 = zero, zero
+    if center:
+        pivot, pivot2 = _pivot(x, start, inner, zero), _pivot(x, start2, inner, zero)
+    first, second = _sums_about(x, start, inner, one, pivot, zero)
+    first2, second2 = _sums_about(x, start2, inner, one, pivot2, zero)
+    return (
+        _moments_of_block(x, start, inner, pivot, first, second, eps, center),
+        _moments_of_block(x, start2, inner, pivot2, first2, second2, eps, center),
+    )
+
+
+@inlined
+def _moments_of_block(x, start, inner, pivot, first, second, eps, center):
+    """`moments` from the sums about the pivot, where these are good"""
+    share = 1.0 / inner
+    shift = first * share if center else 0.0
+    var = second * share - shift * shift
+    if shift * shift <= 4 * var < math.inf:
+        return pivot, shift, var, 1.0 / math.sqrt(var + eps)
+    return any_moments(x, start, 1, 0, inner, eps, center, type(pivot)(0))
 
 
 @inlined
