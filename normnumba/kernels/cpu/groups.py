@@ -73,9 +73,8 @@ def _differentiate(dy, x, unit, mean, rstd, weight, bias, activation, dz, dx, sh
     start, c, none, kept = unit * count, unit * width % weight.size, x[:0], dz.size >= count
     centre, sum_g, sum_gt = centre_before(x, start, 1, 0, count, mean, rstd, number(0)), 0.0, 0.0
     for k in range(width):
-        w = weight[c + k]
+        w, own = weight[c + k], dz[k * inner if kept else 0 :]
         line = mean, number(rstd * w), number(bias[c + k] - centre * w), BLOCK
-        own = dz[k * inner if kept else 0 :]
         a, p = channel_sums(dy, x, none, start + k * inner, 1, 0, inner, mean, rstd, line, activation, own, kept)
         partial[0, c + k] += a
         partial[1, c + k] += p - centre * a
@@ -83,10 +82,10 @@ def _differentiate(dy, x, unit, mean, rstd, weight, bias, activation, dz, dx, sh
     slope, shift = gradient_terms(sum_g, sum_gt, centre, rstd, count)
     outputs = dx, dx[:0], staged, buffer, count
     for k in range(width if dx.size else 0):
-        w = weight[c + k]
+        w, own = weight[c + k], dz[k * inner if kept else 0 :]
         line = mean, number(rstd * w), number(bias[c + k] - centre * w), BLOCK
         curve = mean, rstd, number(rstd * w), number(slope), number(shift), BLOCK
-        span, own = (start + k * inner, 1, 0, inner), dz[k * inner if kept else 0 :]
+        span = start + k * inner, 1, 0, inner
         write_gradients(dy, x, none, *span, line, curve, BATCH, activation, own, kept, outputs)
 
 
