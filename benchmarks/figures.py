@@ -27,6 +27,9 @@ SHORT = {
 }
 """The same where there is little room."""
 
+SIZE_TITLES = dict(zip(SIZES, ("small calls", "in cache", "in memory"), strict=True))
+"""The sizes of cases in a table's head."""
+
 LEVEL = 0.05
 """Times within this part of each other count as level: neither side is called faster."""
 

@@ -73,7 +73,9 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--only", metavar="ID,ID", help="claims alone: just these")
     made.add_argument(
-        "--output", type=Path, default=asv_run.ROOT / "reports", help="where the page goes (default: reports)"
+        "--output",
+        type=Path,
+        help="where the page and the figures go (default: reports; of a quick run or a selection, reports/partial)",
     )
     return made
 
@@ -84,6 +86,9 @@ class Job:
     def __init__(self, options: argparse.Namespace, console: Console) -> None:
         self.options = options
         self.console = console
+        if options.output is None:  # parts of the table never take the place of the whole
+            partial = (options.quick or self.filtered) and options.part != "claims"
+            options.output = asv_run.ROOT / "reports" / ("partial" if partial else "")
         self.failed: set[str] = set()
         """Ops that must not be timed."""
 
@@ -243,6 +248,7 @@ class Job:
         content = {**self.origin(), "machine": machine, "missing": missing, "cases": cases}
         report.save(self.options.output / "peers.json", content)
         self._show_cases(cases)
+        self.console.print(f"Wrote {self.options.output / 'peers.json'}", highlight=False, soft_wrap=True)
         return DONE
 
     def ceiling(self) -> int:

@@ -17,6 +17,8 @@ from typing import Any
 Call = Callable[[], Any]
 
 REST = 0.01
+"""Seconds without work before a block."""
+
 FEW = 3
 """Rounds below which a median of ratios says less than a ratio of medians."""
 

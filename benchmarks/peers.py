@@ -1,11 +1,13 @@
 """normnumba and whatever else is installed side by side in one process, next to the streaming ceiling.
 
-Two ways of calling normnumba are timed. `ours` allocates its outputs, as its peers do, and is what is compared with
-them. `ours_out` writes its large output into an existing array, as the ceiling does, and gives GB/s and percent of it:
-fresh pages of memory cost as much as a kernel. An op without a large output has the first way only.
+Fresh pages of memory cost as much as a kernel, so there are three ways of calling normnumba. `ours` allocates its
+outputs, as its peers do, and is what is compared with them. `ours_reused` does so under `reuse_outputs`, and is what is
+compared with a framework that keeps the memory of its outputs from call to call; small arrays have no such way.
+`ours_out` writes its large output into an existing array, as the ceiling does, and gives GB/s and percent of it. An op
+without a large output has the first way only.
 
-Every framework runs as it comes, on as many threads as numba, and allocates as it likes: ONNX Runtime and, up to 32
-MiB, NumPy and torch get the pages of the call before. A framework is timed where its results agree with the reference.
+Every framework runs as it comes, on as many threads as numba. Up to 32 MiB, NumPy, torch and `ours` get the pages of
+the call before from malloc. A framework is timed where its results agree with the reference.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import inspect
 import shutil
 import warnings
 from collections.abc import Callable, Collection, Mapping
+from contextvars import copy_context
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -28,9 +31,13 @@ from benchmarks.machine import Others, numba_threads, private_cache
 from benchmarks.measure import Call, Effort, Timing, side_by_side
 from benchmarks.selection import SMALL_BYTES, Cell, size_class
 from normnumba import reference
+from normnumba.pool import SMALLEST
 
 NOT_COMPILED = f"not timed below {SMALL_BYTES >> 10} KiB without --full, nor in quick runs"
 """Why torch.compile misses small cells: it takes a second a cell, to find that its guards alone cost 20 us a call."""
+
+KEEPING = ("onnxruntime",)
+"""The frameworks that keep the memory of their outputs from call to call."""
 
 Prepare = Callable[[Op, Arguments], Contender | None]
 
@@ -73,9 +80,13 @@ def large_outputs(cell: Cell, outputs: tuple[Any, ...]) -> int:
 
 
 def our_calls(cell: Cell, arguments: Arguments) -> dict[str, Call]:
-    """normnumba in both ways, and NumPy."""
+    """normnumba in its ways, and NumPy."""
     ours = getattr(normnumba, cell.op.function)
     calls: dict[str, Call] = {"ours": partial(ours, **arguments)}
+    if cell.op.direction != "moments" and cell.x_bytes >= SMALLEST:
+        context = copy_context()  # where outputs are reused, as long as there is the call that runs in it
+        context.run(normnumba.reuse_outputs().__enter__)
+        calls["ours_reused"] = partial(context.run, calls["ours"])
     if cell.op.direction != "moments" and "out" in inspect.signature(ours).parameters:
         calls["ours_out"] = partial(ours, **arguments, out=np.zeros_like(data_of(arguments)))
     if hasattr(numpy_peer, cell.op.function):
@@ -140,7 +151,9 @@ def against_peers(
     timings: Mapping[str, Timing], frameworks: Collection[str] = tuple(PEERS), plain: str = "numpy"
 ) -> dict[str, Any]:
     """Each peer's time over ours, and which framework is the fastest; the `plain` formula is none."""
-    times = {name: timings[name].ratio_to(timings["ours"]) for name in (*frameworks, plain) if name in timings}
+    ours = timings["ours"]
+    alike = dict.fromkeys(KEEPING, timings.get("ours_reused", ours))
+    times = {name: timings[name].ratio_to(alike.get(name, ours)) for name in (*frameworks, plain) if name in timings}
     fastest = min((name for name in times if name in frameworks), key=lambda name: times[name], default=None)
     return {"times": times, "fastest_peer": fastest, "times_fastest": times[fastest] if fastest else None}
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,42 +13,60 @@ from benchmarks.claims import page
 PACKAGES = ("numba", "numpy", "torch", "jax", "onnxruntime")
 
 
-def _range(tally: figures.Tally | None) -> str:
+def _range(cases: Iterable[dict[str, Any]], peer: str) -> str:
+    """The ratios to a peer, from the lowest to the highest."""
+    tally = figures.tally(list(cases), peer)
     if tally is None:
         return "-"
-    return f"{figures.times(tally.median)} ({figures.times(tally.low)} to {figures.times(tally.high)})"
-
-
-def _lost(tally: figures.Tally | None) -> str:
-    return f"{len(tally.slower)} of {tally.count}" if tally else "-"
+    low, high = figures.times(tally.low), figures.times(tally.high)
+    return low if low == high else f"{low} to {high}"
 
 
 def results(peers: dict[str, Any]) -> str:
-    """One row an op: how it compares over the shapes it was timed on."""
-    lines = [
-        "| op | shapes | against the fastest peer | slower in | against torch | slower in | against NumPy "
-        "| of the ceiling |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
-    ]
+    """What the run says in all, and one row an op: how it compares in each size."""
+    heads = [f"{peer}, {size}" for peer in ("fastest peer", "torch") for size in figures.SIZE_TITLES.values()]
+    lines = [f"| op | {' | '.join(heads)} | of the ceiling |", f"|---|{'--:|' * (len(heads) + 1)}"]
     for op in dict.fromkeys(case["op"] for case in peers["cases"]):
         cases = [case for case in peers["cases"] if case["op"] == op]
-        fastest, torch, numpy = (figures.tally(cases, peer) for peer in ("fastest", "torch", "numpy"))
-        cells = (_range(fastest), _lost(fastest), _range(torch), _lost(torch), _range(numpy))
+        cells = (
+            _range((case for case in cases if case["size"] == size), peer)
+            for peer in ("fastest", "torch")
+            for size in figures.SIZE_TITLES
+        )
         ceiling = figures.percent(figures.ceiling_median(cases))
-        lines.append(" | ".join((f"| `{op}`", str(len(cases)), *cells, f"{ceiling} |")))
+        lines.append(" | ".join((f"| `{op}`", *cells, f"{ceiling} |")))
     machine = peers["machine"]
     versions = ", ".join(f"{name} {machine['versions'][name]}" for name in PACKAGES if name in machine["versions"])
     frameworks = figures.frameworks(figures.peers_of(peers["cases"]))
-    note = (
-        f"The fastest peer of a shape is one of {frameworks or 'none'}. "
-        "Speed is the peer's time over ours, both allocating their outputs: median (lowest to highest) over the "
-        f"shapes. Less than 1x means that we are slower; within {figures.LEVEL:.0%} counts as level; cases that other "
-        "processes disturbed are left out. The ceiling is what the machine streams at the same size in the same "
-        f"minute, median over arrays of {figures.nbytes(figures.STREAMING_BYTES)} and more. "
-        f"{machine['cpu']}, {machine['threads']} threads, {versions}, {machine['date'][:10]}. "
-        "Every case, its time and its GB/s: `reports/index.html`."
+    notes = (
+        f"Where: {machine['cpu']}, {machine['threads']} threads, {versions}, float32, commit "
+        f"`{(peers['commit'] or 'unknown')[:8]}`, {machine['date'][:10]}. Each op is timed on a few shapes, from a "
+        "small call to arrays beyond the caches; every case, its time and its GB/s: `reports/index.html`.",
+        f"The fastest peer of a case is one of {frameworks or 'none'}; NumPy is a plain formula.",
+        "A figure is the peer's time over ours, both allocating their outputs, lowest to highest where there are "
+        f"several shapes. Below 1x we are slower; within {figures.LEVEL:.0%} counts as level; cases that other "
+        "processes disturbed are left out." + _without_reuse(peers["cases"]),
+        "The ceiling is what the machine streams at the same size in the same minute, and ours beside it writes into "
+        f"an existing array (`out=`): median over arrays of {figures.nbytes(figures.STREAMING_BYTES)} and more.",
     )
-    return "\n".join([*lines, "", note])
+    head = [*figures.tallies(peers["cases"]), *figures.classes(peers["cases"])]
+    return "\n".join([*(f"- {line}" for line in head), "", *lines, "", *(f"- {note}" for note in notes)])
+
+
+def _without_reuse(cases: list[dict[str, Any]]) -> str:
+    """What the comparison with a framework that keeps its outputs' memory would be if ours did not."""
+    found = [
+        case["seconds"]["onnxruntime"] / case["seconds"]["ours"]
+        for case in cases
+        if {"onnxruntime", "ours_reused"} <= case["seconds"].keys() and not figures.unsteady(case)
+    ]
+    if not found:
+        return ""
+    return (
+        " ONNX Runtime keeps the memory of its outputs from call to call; beside it ours does so too, under "
+        f"`reuse_outputs`. Without that the same cases would be {figures.times(statistics.median(found))} "
+        f"({figures.times(min(found))} to {figures.times(max(found))})."
+    )
 
 
 def claims(entries: Sequence[dict[str, Any]]) -> str:

@@ -15,7 +15,7 @@ from benchmarks.cases import dtype_of
 from benchmarks.measure import Effort, plan
 from benchmarks.selection import Cell
 
-CONTENDERS = ("ours", "ours_out", "numpy", *peers.PEERS)
+CONTENDERS = ("ours", "ours_reused", "ours_out", "numpy", *peers.PEERS)
 
 
 def pytest_generate_tests(metafunc: Any) -> None:

@@ -367,6 +367,16 @@ def test_one_cell_against_its_peers() -> None:
     json.dumps(row)
 
 
+def test_outputs_are_reused_in_the_call_that_says_so_alone() -> None:
+    cell = Cell(LAYER, Geometry((512, 1024), -1), "float32")
+    calls = peers.our_calls(cell, cell.arguments())
+    assert calls["ours"]()[0].base is None
+    places = {calls["ours_reused"]()[0].base.ctypes.data for _ in range(3)}
+    assert len(places) == 1
+    assert calls["ours"]()[0].base is None
+    assert "ours_reused" not in peers.our_calls(smallest(LAYER), smallest(LAYER).arguments())
+
+
 # --- peers -----------------------------------------------------------------------------------------------------------
 
 
@@ -498,6 +508,9 @@ def test_the_fastest_peer_is_a_framework() -> None:
     row = peers.against_peers({name: measure.Timing(times) for name, times in blocks.items()})
     assert row["times"] == {"torch": 3.0, "jax": 2.0, "onnxruntime": 4.0, "numpy": 0.5}
     assert (row["fastest_peer"], row["times_fastest"]) == ("jax", 2.0)
+    blocks["ours_reused"] = [0.5, 2.5, 0.5]
+    like = peers.against_peers({name: measure.Timing(times) for name, times in blocks.items()})
+    assert like["times"] == {**row["times"], "onnxruntime": 2 * row["times"]["onnxruntime"]}
     alone = peers.against_peers({"ours": measure.Timing([1.0])})
     assert alone == {"times": {}, "fastest_peer": None, "times_fastest": None}
 
@@ -816,16 +829,20 @@ def test_readme_table(tmp_path: Path) -> None:
     assert once.startswith("before\n")
     assert once.endswith("<!-- results:end -->\nafter\n")
     assert "old" not in once
-    fastest, torch, numpy = (
-        "1.25x (0.50x to 2.00x) | 1 of 2",
-        "2.00x (2.00x to 2.00x) | 0 of 2",
-        "8.00x (8.00x to 8.00x)",
-    )
-    assert f"| `layer_norm_forward` | 2 | {fastest} | {torch} | {numpy} | 80 % |" in once
-    assert f"| `batch_norm_forward` | 1 | - | - | - | - | {numpy} | 80 % |" in once
-    assert "The fastest peer of a shape is one of torch eager, torch.compile, JAX jit." in once
+    assert "| `layer_norm_forward` | 0.50x | - | 2.00x | 2.00x | - | 2.00x | 80 % |" in once
+    assert "| `batch_norm_forward` | - | - | - | - | - | - | 80 % |" in once
+    assert once.index("Against the fastest framework: 1 of 2 faster, 0 level, 1 slower") < once.index("| op |")
+    assert "The fastest peer of a case is one of torch eager, torch.compile, JAX jit; NumPy" in once
     readme.update(path, "results", text)
     assert path.read_text() == once
+
+
+def test_readme_says_what_reuse_gains_beside_a_peer_that_does_it() -> None:
+    case = fake_case(LAYER, BIG, onnxruntime=2.0)
+    assert "reuse" not in readme.results({**PEERS, "cases": [case]})
+    case["seconds"]["ours_reused"] = 0.5e-3
+    said = readme.results({**PEERS, "cases": [case]})
+    assert "under `reuse_outputs`. Without that the same cases would be 2.00x (2.00x to 2.00x)." in said
 
 
 def test_readme_claims() -> None:
