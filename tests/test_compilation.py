@@ -28,8 +28,7 @@ def hashed(*arrays):
 x = np.random.default_rng(0).standard_normal((5, 7, 3)).astype(np.float32)
 """
 ROWS = f"{HEADER}print(hashed(*nn.layer_norm_forward(x)), time.perf_counter() - start)"
-CHANNELS = f"{HEADER}print(hashed(nn.batch_norm(x, np.full(7, 2), np.full(7, 3))))"
-CHANNELS_BACKWARD = f"{HEADER}print(hashed(*nn.batch_norm_backward(x, x, np.zeros(7), np.ones(7))))"
+GROUPS = f"{HEADER}print(hashed(nn.group_norm(x, 7, np.full(7, 2), activation='silu')))"
 
 
 @pytest.fixture(scope="session")
@@ -102,7 +101,7 @@ for launching.PARALLEL_FROM in (0, 1 << 60):
     for _ in range(2):
         run_python(code, NUMBA_CACHE_DIR=tmp_path, NUMBA_NUM_THREADS=2)
         data = {f.name: f.read_bytes() for f in tmp_path.rglob("*.nbc")}
-        assert len(data) == 2
+        assert len(data) == 3  # these two, and the entry of small calls
         for name, machine_code in data.items():
             assert (b"numba_parallel_for" in machine_code) == ("-parallel" in name), name
 
@@ -152,26 +151,26 @@ def edit(file, pattern, replacement):
 
 def test_an_edited_helper_is_compiled_anew(tmp_path):
     folder = copy_of_the_package(tmp_path)
-    y = run_copy(CHANNELS, folder)
-    assert run_copy(CHANNELS, folder) == y
+    y = run_copy(GROUPS, folder)
+    assert run_copy(GROUPS, folder) == y
     spans = folder / "normnumba" / "kernels" / "cpu" / "spans.py"
     formula = r"(def scale_shift\(.*?load\(scale, column \+ i\))"
     edit(spans, formula, r"\1 * 2")
-    assert run_copy(CHANNELS, folder) != y, "stale machine code"
+    assert run_copy(GROUPS, folder) != y, "stale machine code"
     edit(spans, formula + r" \* 2", r"\1")
-    assert run_copy(CHANNELS, folder) == y
+    assert run_copy(GROUPS, folder) == y
 
 
 def test_an_edited_constant_is_compiled_anew(tmp_path):
     """Constants that kernels share with their callers are part of the machine code."""
     folder = copy_of_the_package(tmp_path)
-    gradients = run_copy(CHANNELS_BACKWARD, folder)
+    y = run_copy(GROUPS, folder)
     edit(
         folder / "normnumba" / "kernels" / "__init__.py",
-        "BATCH, CONSTANT, GIVEN = 0, 1, 2",
-        "BATCH, CONSTANT, GIVEN = 1, 0, 2",
+        "NONE, RELU, GELU, GELU_TANH, SILU = 0, 1, 2, 3, 4",
+        "NONE, RELU, GELU, GELU_TANH, SILU = 0, 1, 4, 3, 2",
     )
-    assert run_copy(CHANNELS_BACKWARD, folder) == gradients, "kernels and their callers disagree about a constant"
+    assert run_copy(GROUPS, folder) == y, "kernels and their callers disagree about a constant"
 
 
 def test_processes_race_for_an_empty_cache(tmp_path, cold):

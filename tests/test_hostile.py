@@ -32,7 +32,7 @@ GEOMETRIES = [
     ("batch_norm", Geometry((40, 3, 37), 1)),
     ("batch_norm", Geometry((2, 3, 5001), 1)),
     ("batch_norm", Geometry((300, 3), 1)),
-    ("batch_norm", Geometry((2000, 150), 1)),
+    ("batch_norm", Geometry((430, 150), 1)),
 ]
 """Every kernel, in one block of elements and in more."""
 
