@@ -31,7 +31,7 @@ WAIT = 300
 KERNELS = (
     ("--dtype", "float32"),
     *(("--dtype", dtype, "--serial-only") for dtype in ("float64", "bfloat16")),
-    ("--dtype", "float16", "--serial-only", "--op", "*layer_norm*", "*rms_norm*", "batch_*"),
+    ("--dtype", "float16", "--serial-only", "--op", "*layer_norm*", "*rms_norm*"),
 )
 
 
