@@ -55,6 +55,7 @@ HOSTILE = [pytest.param(family, g, held, id=f"{family}-{g}-{held}") for family, 
 
 
 def test_both_backends_have_the_same_signatures():
+    pytest.importorskip("cuda", reason="needs the extra cuda or cuda-offline")
     from normnumba.kernels import cpu, cuda
 
     for name in cpu.__all__:
