@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numba import prange, types
 
-from .. import BATCH, GIVEN, RELU
+from .. import BATCH, CONSTANT, GIVEN, RELU
 from .compiling import address, array_in, array_out, variants
 from .launching import select
 from .lowlevel import (
@@ -184,16 +184,16 @@ def _add_products(gate, dy, first, x, residual, start, count, vectors, partial):
 
 
 @inlined_elementwise
-def _add_products_of_four(gate, dy, first, x, residual, start, width, vectors, partial):
-    """`_add_products` of four rows"""
+def _add_products_of_four(gate, dy, first, x, residual, start, step, stride, vectors, partial):
+    """`_add_products` of four rows, which lie `step` elements apart in dy and `stride` in x"""
     sum_dz, sum_dzt = partial[0], partial[1]
     mean, rstd, scale, shift = vectors[0], vectors[1], vectors[2], vectors[5]
-    for j in range(width):
+    for j in range(mean.size):
         i, k, known = first + j, start + j, (load(mean, j), load(rstd, j), load(scale, j), load(shift, j))
         a, e = _product(gate, dy, i, x, residual, k, *known)
-        b, f = _product(gate, dy, i + width, x, residual, k + width, *known)
-        c, g = _product(gate, dy, i + 2 * width, x, residual, k + 2 * width, *known)
-        d, h = _product(gate, dy, i + 3 * width, x, residual, k + 3 * width, *known)
+        b, f = _product(gate, dy, i + step, x, residual, k + stride, *known)
+        c, g = _product(gate, dy, i + 2 * step, x, residual, k + 2 * stride, *known)
+        d, h = _product(gate, dy, i + 3 * step, x, residual, k + 3 * stride, *known)
         accumulate(sum_dz, j, (a + b) + (c + d), 1)
         accumulate(sum_dzt, j, muladd(a, e, b * f) + muladd(c, g, d * h), 2)
 
@@ -242,21 +242,30 @@ def set_means(x, base, stride, rows, pivot):
         pivot[j] += partial[0, j] / rows
 
 
+@scalar
+def _quarters(group, last, width, stride, size):
+    """Where a group of rows ends, and how many there are in each of the quarters whose rows are added up four at a time
+
+    A row of each quarter at a time makes four streams that the processor reads ahead of. Four neighbours at a time made
+    none: sums of columns took twice as long in memory, and 1.7 times as long in the last-level cache.
+    """
+    stop = min(group + GROUP, last)
+    whole = stop if (stop - 1) * stride + width <= size else stop - 1
+    return stop, (whole - group) // 4
+
+
 @allocating
 def block_moments(x, base, stride, size, first, last, pivot, totals):
     """totals = (sum(t), sum(t^2)) over the rows from first to last, of `size` elements from `base` on"""
     width = pivot.size
     partial = np.zeros((2, width), pivot.dtype)
     totals[:] = 0
-    r = first
-    while r < last:
-        stop = min(r + GROUP, last)
-        while r + 4 <= stop and (r + 3) * stride + width <= size:
-            _add_moments_of_four(x, base + r * stride, stride, pivot, partial)
-            r += 4
-        for k in range(r, stop):
-            _add_moments(x, base + k * stride, min(width, size - k * stride), pivot, partial)
-        r = stop
+    for group in range(first, last, GROUP):
+        rows, away = _quarters(group, last, width, stride, size)
+        for r in range(group, group + away):
+            _add_moments_of_four(x, base + r * stride, away * stride, pivot, partial)
+        for r in range(group + 4 * away, rows):
+            _add_moments(x, base + r * stride, min(width, size - r * stride), pivot, partial)
         flush(partial, totals)
 
 
@@ -269,21 +278,23 @@ def _multiplying(gate):
         line = vectors[0], vectors[2], vectors[5], width
         partial = np.zeros((2, width), vectors.dtype)
         dz = np.empty(4 * width if gate == SMOOTH else 0, vectors.dtype)
-        totals[:] = 0
-        r = first
-        while r < last:
-            stop = min(r + GROUP, last)
-            while r < stop:
-                at, four = base + r * width, r + 4 <= stop and (r + 4) * width <= size
-                n = 4 * width if four else min(width, size - r * width)
+        for group in range(first, last, GROUP):
+            stop, away = _quarters(group, last, width, width, size)
+            if gate == SMOOTH:  # whose arithmetic takes longer than reading: neighbours, for fewer calls
+                for r in range(group, group + 4 * away, 4):
+                    at = base + r * width
+                    set_upstream(activation, dy, x, residual, at, 4 * width, 0, line, dz, 0)
+                    _add_products_of_four(inner, frozen(dz), 0, x, residual, at, width, width, vectors, partial)
+            else:
+                for r in range(group, group + away):
+                    at, apart = base + r * width, away * width
+                    _add_products_of_four(inner, dy, at, x, residual, at, apart, apart, vectors, partial)
+            for r in range(group + 4 * away, stop):
+                at, n = base + r * width, min(width, size - r * width)
                 if gate == SMOOTH:
                     set_upstream(activation, dy, x, residual, at, n, 0, line, dz, 0)
                 source, begin = (frozen(dz), 0) if gate == SMOOTH else (dy, at)
-                if four:
-                    _add_products_of_four(inner, source, begin, x, residual, at, width, vectors, partial)
-                else:
-                    _add_products(inner, source, begin, x, residual, at, n, vectors, partial)
-                r += 4 if four else 1
+                _add_products(inner, source, begin, x, residual, at, n, vectors, partial)
             flush(partial, totals)
 
     return block_products
@@ -296,7 +307,7 @@ _open_products, _floored_products, _summed_products, _smooth_products = map(
 
 @scalar
 def _block_products(dy, x, residual, base, size, first, last, vectors, activation, totals):
-    """totals = (sum(dz), sum(dz * t)) with dz = dy * activation' over the long rows from first to last"""
+    """totals += (sum(dz), sum(dz * t)) with dz = dy * activation' over the long rows from first to last"""
     gate, tail = gate_of(activation, residual), (vectors, activation, totals)
     if gate == OPEN:
         _open_products(dy, x, residual, base, size, first, last, *tail)
@@ -475,12 +486,6 @@ def _set_centres(totals, rows, stats, vectors, centres, weight, bias):
 
 
 @scalar
-def _products_of_block(dy, x, residual, base, size, b, long_rows, vectors, activation, totals):
-    first, last = bounds(b, totals.shape[0], long_rows)
-    _block_products(dy, x, residual, base, size, first, last, frozen(vectors), activation, totals[b])
-
-
-@scalar
 def _set_curves(vectors, totals, stats, centres, weight, part, terms, count, sums):
     """What dx takes in the groups of a part, in every fold: the slope and the shift. totals of all blocks go to sums"""
     groups, channels = centres.size, weight.size
@@ -504,11 +509,9 @@ def _set_curves(vectors, totals, stats, centres, weight, part, terms, count, sum
 
 
 @allocating
-def _write_gradients(
-    dy, x, residual, base, size, b, blocks, long_rows, vectors, terms, activation, staged, dx, dresidual
-):
+def _write_gradients(dy, x, residual, base, size, first, last, vectors, terms, activation, staged, dx, dresidual):
+    """dx and dresidual of the long rows from first to last"""
     width = vectors.shape[1]
-    first, last = bounds(b, blocks, long_rows)
     first, last = first * width, min(last * width, size)
     buffer = np.empty(room_for_gradients(activation, residual, staged, dx), dx.dtype)
     dz = np.empty(room_for_upstream(activation, 0), vectors.dtype)
@@ -520,6 +523,21 @@ def _write_gradients(
     write_gradients(dy, x, residual, *span, line, curve, terms, activation, dz, False, outputs)
     if staged:
         fence()
+
+
+@scalar
+def _products_of_block(dy, x, residual, base, size, first, last, vectors, constant, outputs, totals):
+    """The sums of the long rows from first to last, and where statistics are `constant` their gradients
+
+    Those need no sums, hence are written while dy is still in a core's own cache: 98 MiB took 0.7 of the time.
+    """
+    activation = outputs[0]
+    totals[:] = 0
+    for group in range(first, last, GROUP):
+        stop = min(group + GROUP, last)
+        _block_products(dy, x, residual, base, size, group, stop, frozen(vectors), activation, totals)
+        if constant:
+            _write_gradients(dy, x, residual, base, size, group, stop, vectors, CONSTANT, *outputs)
 
 
 @allocating
@@ -551,21 +569,25 @@ def _backward_sample(
     given, centres = _given(stats, o, groups, eps, squared), np.zeros(groups)
     vectors, totals = np.empty((6, width), weight.dtype), np.empty((blocks, 2, width))
     _set_lines(vectors, given, centres, terms, weight, bias)
+    outputs = activation, staged, dxs, drs
     products = 0 if terms == GIVEN else blocks
     writes = writes if dx.size or dresidual.size else 0
+    at_once = terms == CONSTANT and writes > 0
     if _far(given, terms):
         for b in prange(blocks):
             _sum_block(xs, base, size, b, long_rows, vectors[0], totals)
         _set_centres(totals, rows, given, vectors, centres, weight, bias)
     for b in prange(products):
-        _products_of_block(dys, xs, rs, base, size, b, long_rows, vectors, activation, totals)
+        first, last = bounds(b, blocks, long_rows)
+        _products_of_block(dys, xs, rs, base, size, first, last, vectors, at_once, outputs, totals[b])
     for part in prange(parts):
         _set_curves(
             vectors, totals, given, centres, weight, part, terms, count, sums[:, o * channels : (o + 1) * channels]
         )
+    writes = 0 if at_once else writes
     for b in prange(writes):
-        args = dys, xs, rs, base, size, b, writes, long_rows, vectors, terms, activation, staged
-        _write_gradients(*args, dxs, drs)
+        first, last = bounds(b, writes, long_rows)
+        _write_gradients(dys, xs, rs, base, size, first, last, vectors, terms, *outputs)
 
 
 _run_backward = calling(_backward_sample.signature)
