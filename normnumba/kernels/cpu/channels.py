@@ -24,6 +24,7 @@ from .spans import (
     moments,
     room_for_gradients,
     room_for_upstream,
+    ways_of_writing,
     write_gradients,
     write_span,
 )
@@ -153,7 +154,8 @@ def _moments(x, weight, stats):
 def _forward(x, residual, weight, bias, eps, training, activation, stats, y, mean, rstd):
     outer, channels, inner = x.shape
     xs, rs, ys, number = flat(x), flat(residual), flat(y), weight.dtype.type
-    staged, stride, shares = must_stage(y, inner, x, x), channels * inner, 1 if training else _shares(outer, channels)
+    past, staged = ways_of_writing(y, inner, x, activation)
+    stride, shares = channels * inner, 1 if training else _shares(outer, channels)
     tasks = tasks_of(channels * shares, x.size)
     for task in prange(tasks):
         buffer = np.empty(BLOCK if staged else 0, y.dtype)
@@ -172,8 +174,8 @@ def _forward(x, residual, weight, bias, eps, training, activation, stats, y, mea
             scale = r * weight[c]
             line = pivot, number(scale), number(bias[c] - shift * scale), BLOCK
             span = c * inner + first * stride, last - first if y.size else 0, stride, inner
-            write_span(xs, rs, *span, line, activation, z, ys, buffer, inner)
-        if staged:
+            write_span(xs, rs, *span, line, activation, z, ys, past, buffer, inner)
+        if staged or past:
             fence()
 
 

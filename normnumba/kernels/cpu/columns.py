@@ -36,6 +36,7 @@ from .lowlevel import (
     frozen,
     inlined,
     inlined_elementwise,
+    lanes_of,
     load,
     muladd,
     must_stage,
@@ -55,6 +56,7 @@ from .spans import (
     room_for_gradients,
     room_for_upstream,
     set_upstream,
+    ways_of_writing,
     write_gradients,
     write_span,
 )
@@ -395,17 +397,28 @@ def _finish(x, base, rows, weight, bias, eps, part, totals, vectors, stats, mean
 
 
 @allocating
-def _write_block(x, residual, base, size, b, blocks, long_rows, vectors, activation, staged, y):
+def _write_block(x, residual, base, size, b, blocks, long_rows, vectors, activation, past, staged, y):
     width = vectors.shape[1]
     first, last = bounds(b, blocks, long_rows)
     first, last = first * width, min(last * width, size)
     buffer = np.empty(BLOCK if staged else 0, y.dtype)
     z = np.empty(BLOCK if activation > RELU else 0, vectors.dtype)
-    v = frozen(vectors)
+    v = frozen(_continued(vectors, lanes_of(y)) if past else vectors)
     line = v[0], v[1], v[2], width
-    write_span(x, residual, base + first, 1, 0, last - first, line, activation, z, y, buffer, BLOCK)
-    if staged:
+    write_span(x, residual, base + first, 1, 0, last - first, line, activation, z, y, past, buffer, BLOCK)
+    if staged or past:
         fence()
+
+
+@allocating
+def _continued(vectors, lanes):
+    """The vectors, and behind their last columns the first ones again, so that a line may begin at any column"""
+    width = vectors.shape[1]
+    longer = np.empty((vectors.shape[0], width + lanes), vectors.dtype)
+    for k in range(longer.shape[0]):
+        for j in range(longer.shape[1]):
+            longer[k, j] = vectors[k, j % width]
+    return longer
 
 
 def _forward_arguments(T, A):
@@ -421,7 +434,7 @@ def _forward_sample(o, x, residual, weight, bias, eps, training, activation, sta
     xs, rs, ys, size = flat(x), flat(residual), flat(y), rows * channels
     width, long_rows, sums, writes = _layout(rows, channels)
     groups = stats.shape[1] // samples
-    base, parts, staged = o * size, _parts(groups, channels), must_stage(y, size, x, x)
+    base, parts, (past, staged) = o * size, _parts(groups, channels), ways_of_writing(y, size, x, activation)
     sums, writes = sums if training else 0, writes if y.size else 0
     vectors, totals = np.empty((3, width), weight.dtype), np.empty((sums, 2, width))
     low, high = o * groups, (o + 1) * groups
@@ -433,7 +446,7 @@ def _forward_sample(o, x, residual, weight, bias, eps, training, activation, sta
         own = stats[:, low:high], mean[low:high], rstd[low:high]
         _finish(xs, base, rows, weight, bias, eps, part, totals, vectors, *own)
     for b in prange(writes):
-        _write_block(xs, rs, base, size, b, writes, long_rows, vectors, activation, staged, ys)
+        _write_block(xs, rs, base, size, b, writes, long_rows, vectors, activation, past, staged, ys)
 
 
 _run_forward = calling(_forward_sample.signature)

@@ -19,6 +19,7 @@ from .spans import (
     merge_sums,
     moments,
     room_for_upstream,
+    ways_of_writing,
     write_gradients,
     write_span,
 )
@@ -46,7 +47,7 @@ def _forward(x, weight, bias, eps, activation, y, mean, rstd):
     samples, groups, width, inner = x.shape
     count = width * inner
     xs, ys, number = flat(x), flat(y), mean.dtype.type
-    staged = must_stage(y, inner, x, x)
+    past, staged = ways_of_writing(y, inner, x, activation)
     units = samples * groups
     tasks = tasks_of(units, x.size)
     for task in prange(tasks):
@@ -60,8 +61,8 @@ def _forward(x, weight, bias, eps, activation, y, mean, rstd):
                 c, start = unit % groups * width + k, unit * count + k * inner
                 scale = r * weight[c]
                 line = pivot, number(scale), number(bias[c] - shift * scale), BLOCK
-                write_span(xs, xs[:0], start, 1, 0, inner, line, activation, z, ys, buffer, count)
-        if staged:
+                write_span(xs, xs[:0], start, 1, 0, inner, line, activation, z, ys, past, buffer, count)
+        if staged or past:
             fence()
 
 

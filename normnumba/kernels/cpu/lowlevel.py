@@ -20,6 +20,7 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
 from .halves import from_float16, to_float16
+from .lanes import Lanes, Line, constant_like, shaped, splat
 
 LINE = 64
 """Bytes in a cache line, and in one streaming store."""
@@ -121,26 +122,39 @@ def muladd(typingctx, a, b, c):
     return a(a, a, a), codegen
 
 
+@intrinsic
+def at_least(typingctx, value, floor):
+    """max(value, floor), where NaN stays NaN."""
+
+    def codegen(context, builder, sig, args):
+        low = splat(builder, args[1], args[0].type)
+        return builder.select(builder.fcmp_ordered("<", args[0], low), low, args[0])
+
+    return value(value, floor), codegen
+
+
 def _widen(builder, element, value):
-    """An element in the accumulator's type."""
+    """An element, or a line of them, in the accumulator's type."""
     if element == types.uint16:
         return from_float16(builder, value)
     if element == types.int16:  # bfloat16 is the upper half of a float32
-        return builder.bitcast(builder.shl(builder.zext(value, _I32), _I32(16)), _FLOAT)
+        bits = builder.zext(value, shaped(_I32, value.type))
+        return builder.bitcast(builder.shl(bits, constant_like(_I32, value.type)(16)), shaped(_FLOAT, value.type))
     return value
 
 
 def _narrow(builder, element, value):
-    """A value of the accumulator's type, rounded to `element`, ties to even."""
+    """A value of the accumulator's type, or a line of them, rounded to `element`, ties to even."""
     if element == types.uint16:
         return to_float16(builder, value)
     if element == types.int16:
-        bits = builder.bitcast(value, _I32)
-        even = builder.and_(builder.lshr(bits, _I32(16)), _I32(1))
-        rounded = builder.add(bits, builder.add(even, _I32(0x7FFF)))
-        quiet = builder.or_(bits, _I32(0x400000))  # adding to a NaN could carry it over to 0
+        i32 = constant_like(_I32, value.type)
+        bits = builder.bitcast(value, shaped(_I32, value.type))
+        even = builder.and_(builder.lshr(bits, i32(16)), i32(1))
+        rounded = builder.add(bits, builder.add(even, i32(0x7FFF)))
+        quiet = builder.or_(bits, i32(0x400000))  # adding to a NaN could carry it over to 0
         bits = builder.select(builder.fcmp_unordered("uno", value, value), quiet, rounded)
-        return builder.trunc(builder.lshr(bits, _I32(16)), _I16)
+        return builder.trunc(builder.lshr(bits, i32(16)), shaped(_I16, value.type))
     return value
 
 
@@ -162,18 +176,32 @@ def plus(typingctx, total, value):
 
 
 @intrinsic
+def line_of(typingctx, array, index):
+    """The index of a cache line of `array`, which begins at that element."""
+    line = Line(LINE * 8 // array.dtype.bitwidth)
+    return line(array, types.intp), lambda context, builder, sig, args: args[1]
+
+
+@intrinsic
 def load(typingctx, array, index):
     """array[index] in the accumulator's type. From a read-only array it may be moved across any `store`.
 
     A number stands for an array that holds it everywhere, so that a loop serves one channel and rows of channels alike.
+    At a `Line`, the elements from there on.
     """
+    at = index if isinstance(index, Line) else types.intp
     if isinstance(array, types.Float):
-        return array(array, types.intp), lambda context, builder, sig, args: args[0]
-    signature = accumulator(array.dtype)(array, types.intp)
+        return array(array, at), lambda context, builder, sig, args: args[0]
+    number = accumulator(array.dtype)
+    signature = (Lanes(number, at.count) if isinstance(at, Line) else number)(array, at)
 
     def codegen(context, builder, sig, args):
-        value = builder.load(_pointer(context, builder, sig.args[0], args[0], args[1]))
-        value.align = context.get_abi_sizeof(value.type)
+        pointer = _pointer(context, builder, sig.args[0], args[0], args[1])
+        element = pointer.type.pointee
+        if isinstance(sig.args[1], Line):
+            pointer = builder.bitcast(pointer, ir.VectorType(element, sig.args[1].count).as_pointer())
+        value = builder.load(pointer)
+        value.align = context.get_abi_sizeof(element)
         if not sig.args[0].mutable:
             value.set_metadata("noalias", _scopes(builder.module, range(_SCOPES)))
         return _widen(builder, sig.args[0].dtype, value)
@@ -225,7 +253,7 @@ def two_to_minus(typingctx, shifted):
 @intrinsic
 def rounded(typingctx, array, value):
     """A value of the accumulator's type rounded to what `array` stores, in the accumulator's type."""
-    signature = accumulator(array.dtype)(array, accumulator(array.dtype))
+    signature = value(array, value)
 
     def codegen(context, builder, sig, args):
         element = sig.args[0].dtype
@@ -252,7 +280,9 @@ def _store(context, builder, array_type, array, index, value, scope, add):
 
 @intrinsic
 def store(typingctx, array, index, value):
-    """array[index] = value, rounded to the array's type."""
+    """array[index] = value, rounded to the array's type. At a `Line`, past the caches: call `fence` in the end."""
+    if isinstance(index, Line):
+        return types.void(array, index, value), _store_line
     signature = types.void(array, types.intp, accumulator(array.dtype))
 
     def codegen(context, builder, sig, args):
@@ -260,6 +290,18 @@ def store(typingctx, array, index, value):
         return context.get_dummy_value()
 
     return signature, codegen
+
+
+def _store_line(context, builder, sig, args):
+    pointer = _pointer(context, builder, sig.args[0], args[0], args[1])
+    value = _narrow(builder, sig.args[0].dtype, args[2])
+    _stream(builder, value, builder.bitcast(pointer, value.type.as_pointer()))
+    return context.get_dummy_value()
+
+
+def _stream(builder, value, pointer):
+    store = builder.store(value, pointer, align=LINE)
+    store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(_I32, 1)]))
 
 
 @intrinsic(prefer_literal=True)
@@ -371,25 +413,27 @@ def _stream_line(typingctx, dst, at, src, start):
         vector = ir.VectorType(element, LINE // size).as_pointer()
         source = builder.bitcast(_pointer(context, builder, sig.args[2], args[2], args[3]), vector)
         target = builder.bitcast(_pointer(context, builder, sig.args[0], args[0], args[1]), vector)
-        store = builder.store(builder.load(source, align=size), target, align=LINE)
-        store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+        _stream(builder, builder.load(source, align=size), target)
         return context.get_dummy_value()
 
     return signature, codegen
 
 
 @intrinsic
-def _prefetch(typingctx, array, index):
-    """Ask for the cache line of array[index], which need not exist."""
-    signature = types.void(array, types.intp)
+def prefetch(typingctx, array, index):
+    """Ask for the cache line of array[index], which need not exist: into L1, or at a `Line` no further than L2.
+
+    XXX
+    """
+    signature = types.void(array, index)
 
     def codegen(context, builder, sig, args):
         byte, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
         pointer = builder.bitcast(_pointer(context, builder, sig.args[0], args[0], args[1]), byte)
         kind = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
-        for_reading, keep, data = i32(0), i32(3), i32(1)
-        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
-        builder.call(prefetch, [pointer, for_reading, keep, data])
+        for_reading, level, data = i32(0), i32(2 if isinstance(sig.args[1], Line) else 3), i32(1)
+        function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        builder.call(function, [pointer, for_reading, level, data])
         return context.get_dummy_value()
 
     return signature, codegen
@@ -421,6 +465,18 @@ def barrier(typingctx):
     return types.void(), codegen
 
 
+@inlined
+def lanes_of(array):
+    """Elements in a cache line"""
+    return LINE // array.itemsize
+
+
+@inlined
+def before_line(array, index):
+    """How many elements from there on a cache line begins"""
+    return (-(array.ctypes.data // array.itemsize + index)) % lanes_of(array)
+
+
 @scalar
 def stream(dst, start, src, count, first, second, ahead):
     """dst[start : start + count] = src[:count] with streaming stores; call `fence` when a thread has done its share.
@@ -431,15 +487,14 @@ def stream(dst, start, src, count, first, second, ahead):
     An ordinary store first reads the line it overwrites, so that a copy moves three bytes for two. LLVM's vectorizer
     refuses non-temporal stores in a computing loop, hence the detour of results through a small buffer in L1.
     """
-    lanes = LINE // dst.itemsize
-    head = min(count, (-(dst.ctypes.data // dst.itemsize + start)) % lanes)
+    lanes, head = lanes_of(dst), min(count, before_line(dst, start))
     for i in range(head):
         _copy_element(dst, start + i, src, i)
     body = head + (count - head) // lanes * lanes
     for i in range(head, body, lanes):
         _stream_line(dst, start + i, src, i)
-        _prefetch(first, ahead + i)
-        _prefetch(second, ahead + i)
+        prefetch(first, ahead + i)
+        prefetch(second, ahead + i)
     for i in range(body, count):
         _copy_element(dst, start + i, src, i)
 
@@ -457,7 +512,18 @@ def tasks_of(units, size):
 
 
 @scalar
+def shares_memory(out, first, second):
+    """Whether `out` is one of the inputs: results then go through a buffer"""
+    return out.ctypes.data == first.ctypes.data or out.ctypes.data == second.ctypes.data
+
+
+@scalar
+def must_stream(out, contiguous):
+    """Whether `out` is so large that it is better not left in the caches, and written in runs that are long enough"""
+    return out.size * out.itemsize >= STREAM_FROM and contiguous >= STREAM_RUN
+
+
+@scalar
 def must_stage(out, contiguous, first, second):
-    """Whether results go through a buffer: to be streamed, or because `out` is also one of the inputs."""
-    same = out.ctypes.data == first.ctypes.data or out.ctypes.data == second.ctypes.data
-    return same or (out.size * out.itemsize >= STREAM_FROM and contiguous >= STREAM_RUN)
+    """Whether results go through a buffer, for one of these reasons"""
+    return shares_memory(out, first, second) or must_stream(out, contiguous)

@@ -25,9 +25,11 @@ from .lowlevel import (
     load,
     muladd,
     must_stage,
+    must_stream,
     plus,
     rounded,
     scalar,
+    shares_memory,
     store,
     stream,
     tasks_of,
@@ -43,6 +45,7 @@ from .spans import (
     moments,
     moments_of_two,
     normalize,
+    normalize_past_caches,
     start_sums,
 )
 
@@ -101,9 +104,9 @@ def add_rows_backward(
     select(_add_backward, summed, dy.dtype)(*args)
 
 
-GATHERED = 512
-"""Elements of a row from which streaming pays, of as many rows together as a block holds: rows of 768 then took 0.75 of
-the time, rows of 1536 0.63, but rows of 256 1.15. Gradients of rows so took 1.3 times as long."""
+import os
+STREAMED = int(os.environ.get("STREAMED", "512"))
+"""Elements of a row from which streaming pays XXX"""
 
 NARROW = 128
 """Elements of a row up to which two are normalized at a time. Rows of 16 in L1 then took 15 ns instead of 24, of 64 28
@@ -232,16 +235,20 @@ def _differentiate_blocks(dy, x, i, j, n, line, line2, rounding, weight, column,
 
 
 @inlined
-def _normalize_row(x, start, cols, weight, bias, eps, center, rounding, y, at, buffer):
-    """Set y[at:] of a row, through `buffer` unless that is empty; returns mean and rstd"""
-    number = weight.dtype.type
-    pivot, shift, _, r = moments(x, start, 1, 0, cols, eps, center, number(0))
+def _normalize_row(x, row, cols, weight, bias, eps, center, rounding, y, past, buffer):
+    """Set y of a row, `past` the caches, or through `buffer` unless that is empty; returns mean and rstd"""
+    number, at = weight.dtype.type, row * cols
+    pivot, shift, _, r = moments(x, at, 1, 0, cols, eps, center, number(0))
+    line = pivot, number(r), number(-shift * r)
+    if past:
+        normalize_past_caches(rounding, x, at, cols, *line, weight, bias, y, at)
+        return pivot + shift, r
     for c in range(0, cols, BLOCK):
         n = min(BLOCK, cols - c)
         target, i = (buffer, 0) if buffer.size else (y, at + c)
-        normalize(rounding, x, start + c, n, pivot, number(r), number(-shift * r), weight, bias, c, target, i)
+        normalize(rounding, x, at + c, n, *line, weight, bias, c, target, i)
         if buffer.size:
-            stream(y, at + c, buffer, n, x, x, start + c + cols)
+            stream(y, at + c, buffer, n, x, x, at + c + cols)
     return pivot + shift, r
 
 
@@ -269,26 +276,20 @@ def _normalize_two(x, row, last, weight, bias, eps, center, rounding, y, mean, r
 def _forward(x, weight, bias, eps, center, rounding, y, mean, rstd):
     rows, cols = x.shape
     xs, ys = flat(x), flat(y)
-    staged = must_stage(y, x.size if cols >= GATHERED else 0, x, x)
-    gathered = BLOCK // cols if staged else 0
+    staged, past = shares_memory(y, x, x), cols >= STREAMED and must_stream(y, x.size)
     tasks = tasks_of(rows, x.size)
     for task in prange(tasks):
         buffer = np.empty(BLOCK if staged else 0, y.dtype)
-        target, own = (buffer, buffer[:0]) if gathered else (ys, buffer)
-        (first, last), slot = bounds(task, tasks, rows), 0
+        first, last = bounds(task, tasks, rows)
         paired = last if cols <= NARROW and not staged else first
         for row in range(first, paired, 2):
             _normalize_two(xs, row, last, weight, bias, eps, center, rounding, ys, mean, rstd)
         for row in range(paired, last):
-            at = (slot if gathered else row) * cols
-            m, r = _normalize_row(xs, row * cols, cols, weight, bias, eps, center, rounding, target, at, own)
-            if gathered and (slot == gathered - 1 or row == last - 1):
-                stream(ys, (row - slot) * cols, buffer, at + cols, xs, xs, (row + 1) * cols)
-            slot = slot + 1 if slot + 1 < gathered else 0
+            m, r = _normalize_row(xs, row, cols, weight, bias, eps, center, rounding, ys, past and not staged, buffer)
             if mean.size:
                 mean[row] = m
             rstd[row] = r
-        if staged:
+        if staged or past:
             fence()
 
 
@@ -301,7 +302,7 @@ def _forward(x, weight, bias, eps, center, rounding, y, mean, rstd):
 def _add_forward(x, residual, weight, bias, eps, center, rounding, summed, y, mean, rstd):
     rows, cols = x.shape
     xs, rs, ss, ys = flat(x), flat(residual), flat(summed), flat(y)
-    staged = must_stage(y, cols, x, x)
+    staged, past = shares_memory(y, x, x), cols >= STREAMED and must_stream(y, x.size)
     tasks = tasks_of(rows, x.size)
     for task in prange(tasks):
         buffer = np.empty(BLOCK if staged else 0, y.dtype)
@@ -309,12 +310,12 @@ def _add_forward(x, residual, weight, bias, eps, center, rounding, summed, y, me
         for row in range(first, last):
             add(xs, row * cols, rs, row * cols, cols, ss, row * cols)
             barrier()
-            at = row * cols
-            m, r = _normalize_row(frozen(ss), at, cols, weight, bias, eps, center, rounding, ys, at, buffer)
+            args = weight, bias, eps, center, rounding, ys, past and not staged, buffer
+            m, r = _normalize_row(frozen(ss), row, cols, *args)
             if mean.size:
                 mean[row] = m
             rstd[row] = r
-        if staged:
+        if staged or past:
             fence()
 
 

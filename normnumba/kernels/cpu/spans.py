@@ -22,16 +22,23 @@ from .activations import activate, differentiate
 from .lowlevel import (
     accumulate,
     allocating,
+    at_least,
     barrier,
+    before_line,
     elementwise,
     frozen,
     inlined,
     inlined_elementwise,
+    lanes_of,
+    line_of,
     load,
     muladd,
+    must_stream,
     plus,
+    prefetch,
     rounded,
     scalar,
+    shares_memory,
     store,
     stream,
 )
@@ -194,18 +201,30 @@ def add(x, start, other, first, count, total, at):
 
 
 def _normalizing(rounding):
+    @inlined_elementwise
+    def element(x, i, pivot, rstd, shift, weight, bias, c, y, at):
+        xhat = (load(x, i) - load(pivot, c)) * load(rstd, c) + load(shift, c)
+        if rounding:
+            xhat = rounded(y, xhat)
+        store(y, at, xhat * load(weight, c) + load(bias, c))
+
     @elementwise
     def normalize(x, start, count, pivot, rstd, shift, weight, bias, column, y, at):
         for i in range(count):
-            xhat = (load(x, start + i) - load(pivot, column + i)) * load(rstd, column + i) + load(shift, column + i)
-            if rounding:
-                xhat = rounded(y, xhat)
-            store(y, at + i, xhat * load(weight, column + i) + load(bias, column + i))
+            element(x, start + i, pivot, rstd, shift, weight, bias, column + i, y, at + i)
 
-    return normalize
+    @elementwise
+    def normalize_lines(x, start, count, pivot, rstd, shift, weight, bias, column, y, at, ahead):
+        for i in range(0, count, lanes_of(y)):
+            source, c, target = line_of(y, start + i), line_of(y, column + i), line_of(y, at + i)
+            element(x, source, pivot, rstd, shift, weight, bias, c, y, target)
+            prefetch(x, line_of(y, start + i + ahead))
+
+    return normalize, normalize_lines
 
 
-_normalize, _normalize_rounding = _normalizing(False), _normalizing(True)
+_normalize, _normalize_lines = _normalizing(False)
+_normalize_rounding, _normalize_lines_rounding = _normalizing(True)
 
 
 @inlined
@@ -220,21 +239,49 @@ def normalize(rounding, x, start, count, pivot, rstd, shift, weight, bias, colum
         _normalize(x, start, count, pivot, rstd, shift, weight, bias, column, y, at)
 
 
+@scalar
+def normalize_past_caches(rounding, x, start, count, pivot, rstd, shift, weight, bias, y, at):
+    """`normalize` of a row, written past the caches, while the next row is asked for"""
+    head = min(count, before_line(y, at))
+    body = (count - head) // lanes_of(y) * lanes_of(y)
+    line = pivot, rstd, shift, weight, bias
+    normalize(rounding, x, start, head, *line, 0, y, at)
+    if rounding:
+        _normalize_lines_rounding(x, start + head, body, *line, head, y, at + head, count)
+    else:
+        _normalize_lines(x, start + head, body, *line, head, y, at + head, count)
+    done = head + body
+    normalize(rounding, x, start + done, count - done, *line, done, y, at + done)
+
+
 def _scaling(adding):
+    @inlined_elementwise
+    def element(x, residual, i, pivot, scale, shift, c, floor, y, at):
+        value = (load(x, i) - load(pivot, c)) * load(scale, c) + load(shift, c)
+        if adding:
+            value = value + load(residual, i)
+        store(y, at, at_least(value, floor))
+
     @inlined_elementwise
     def scale_shift(x, residual, start, count, pivot, scale, shift, column, floor, y, at):
         """y = max((x - pivot) * scale + shift + residual, floor), the vectors from `column` on"""
         for i in range(count):
-            t = load(x, start + i) - load(pivot, column + i)
-            value = t * load(scale, column + i) + load(shift, column + i)
+            element(x, residual, start + i, pivot, scale, shift, column + i, floor, y, at + i)
+
+    @elementwise
+    def scale_shift_lines(x, residual, start, count, pivot, scale, shift, column, floor, y, ahead):
+        for i in range(0, count, lanes_of(y)):
+            at, c = line_of(y, start + i), line_of(y, column + i)
+            element(x, residual, at, pivot, scale, shift, c, floor, y, at)
+            prefetch(x, line_of(y, start + i + ahead))
             if adding:
-                value += load(residual, start + i)
-            store(y, at + i, floor if value < floor else value)
+                prefetch(residual, line_of(y, start + i + ahead))
 
-    return scale_shift
+    return scale_shift, scale_shift_lines
 
 
-_scale_shift, _scale_shift_add = _scaling(False), _scaling(True)
+_scale_shift, _scale_shift_lines = _scaling(False)
+_scale_shift_add, _scale_shift_add_lines = _scaling(True)
 
 
 @inlined
@@ -254,6 +301,24 @@ def _affine(x, residual, start, count, column, line, floor, y, at):
         done += n
         column = column + n if column + n < width else 0
     return column
+
+
+@scalar
+def _affine_past_caches(x, residual, start, count, line, floor, y, ahead):
+    """`_affine` from the first column on, written past the caches; vectors go on with their first columns for a line"""
+    pivot, scale, shift, width = line
+    lanes, head = lanes_of(y), min(count, before_line(y, start))
+    column = _affine(x, residual, start, head, 0, line, floor, y, start)
+    done, body = head, head + (count - head) // lanes * lanes
+    while done < body:
+        n = min((width - column + lanes - 1) // lanes * lanes, body - done)
+        if residual.size:
+            _scale_shift_add_lines(x, residual, start + done, n, pivot, scale, shift, column, floor, y, ahead)
+        else:
+            _scale_shift_lines(x, residual, start + done, n, pivot, scale, shift, column, floor, y, ahead)
+        done += n
+        column = column + n if column + n < width else column + n - width
+    _affine(x, residual, start + done, count - done, column, line, floor, y, start + done)
 
 
 def _writing(smooth):
@@ -281,15 +346,34 @@ def _writing(smooth):
 _write, _write_smooth = _writing(False), _writing(True)
 
 
+@scalar
+def _write_past_caches(x, residual, start, outer, stride, inner, line, activation, z, y, ahead):
+    floor = z.dtype.type(0 if activation == RELU else -math.inf)
+    for o in range(outer):
+        _affine_past_caches(x, residual, start + o * stride, inner, line, floor, y, ahead)
+
+
 @inlined
-def write_span(x, residual, start, outer, stride, inner, line, activation, z, y, buffer, ahead):
+def ways_of_writing(y, contiguous, x, activation):
+    """Whether `write_span` goes past the caches by the line, and whether it takes a buffer of BLOCK elements"""
+    staged, past = shares_memory(y, x, x), must_stream(y, contiguous)
+    if staged or activation > RELU:
+        return False, staged or past
+    return past, False
+
+
+@inlined
+def write_span(x, residual, start, outer, stride, inner, line, activation, z, y, past, buffer, ahead):
     """y = activation((x - pivot) * scale + shift + residual) over a span; see `_affine`
 
-    Blocks pass through `z` for an activation that is more than a floor, and `buffer` unless that is empty. Here, and
-    below, one loop without the activation, inlined, and one with it, called: a call in a loop, taken or not, made the
-    time of short spans twice as long.
+    `past` the caches and without the activation each line is computed and stored at once: XXX
+    Otherwise blocks pass through `z` for an activation that is more than a floor, and `buffer` unless that is empty.
+    Here, and below, one loop without the activation, inlined, and one with it, called: a call in a loop, taken or not,
+    made the time of short spans twice as long.
     """
-    if activation > RELU:
+    if past:
+        _write_past_caches(x, residual, start, outer, stride, inner, line, activation, z, y, ahead)
+    elif activation > RELU:
         _write_smooth(x, residual, start, outer, stride, inner, line, activation, z, y, buffer, ahead)
     else:
         _write(x, residual, start, outer, stride, inner, line, activation, z, y, buffer, ahead)

@@ -26,6 +26,7 @@ from .lowlevel import (
     must_stage,
     plus,
     rounded,
+    shares_memory,
     store,
 )
 from .spans import BLOCK, GROUP, copy, flush, gradient_terms, merge_sums, normalize
@@ -109,7 +110,7 @@ def _set_terms(dy, x, base, stride, weight, center, vectors):
 def _forward(x, weight, bias, eps, center, rounding, width, y, mean, rstd):
     outer, rows, inner = x.shape
     xs, ys, strips = flat(x), flat(y), (inner + width - 1) // width
-    staged = must_stage(y, width, x, x)
+    staged = shares_memory(y, x, x)
     for task in prange(outer * strips):
         o, first = task // strips, task % strips * width
         n = min(width, inner - first)
@@ -145,7 +146,7 @@ def _forward(x, weight, bias, eps, center, rounding, width, y, mean, rstd):
 def _backward(dy, x, mean, rstd, weight, center, rounding, width, dx, dweight, dbias):
     outer, rows, inner = x.shape
     dys, xs, dxs, strips = flat(dy), flat(x), flat(dx), (inner + width - 1) // width
-    staged, tasks = must_stage(dx, width, dy, x), outer * strips
+    staged, tasks = shares_memory(dx, dy, x), outer * strips
     blocks = max(1, min(tasks, 64, (1 << 17) // rows))
     partial = np.zeros((blocks, 2, rows))
     for block in prange(blocks):
