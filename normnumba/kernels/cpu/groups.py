@@ -115,5 +115,9 @@ def _backward(dy, x, mean, rstd, weight, bias, activation, dx, dweight, dbias):
                 _differentiate(*args, dxs, (width, inner), staged, buffer, partial[b])
         if staged:
             fence()
-    for part in prange((channels + BLOCK - 1) // BLOCK):
-        merge_sums(partial, part * BLOCK, dweight, dbias)
+    parts = (channels + BLOCK - 1) // BLOCK
+    if parts == 1:
+        merge_sums(partial, 0, dweight, dbias)
+    else:
+        for part in prange(parts):
+            merge_sums(partial, part * BLOCK, dweight, dbias)

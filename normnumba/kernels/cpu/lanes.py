@@ -69,6 +69,12 @@ def shaped(element, like):
     return ir.VectorType(element, like.count) if isinstance(like, ir.VectorType) else element
 
 
+def overload_of(name, kind):
+    """The name of an LLVM intrinsic for that type of numbers, or vectors of them."""
+    lanes, element = (f"v{kind.count}", kind.element) if isinstance(kind, ir.VectorType) else ("", kind)
+    return f"llvm.{name}.{lanes}{element.intrinsic_name}"
+
+
 def constant_like(element, like):
     """What makes constants of that type from numbers."""
     kind = shaped(element, like)

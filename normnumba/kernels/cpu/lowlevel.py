@@ -20,7 +20,7 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
 from .halves import from_float16, to_float16
-from .lanes import Lanes, Line, constant_like, shaped, splat
+from .lanes import Lanes, Line, constant_like, overload_of, shaped, splat
 
 LINE = 64
 """Bytes in a cache line, and in one streaming store."""
@@ -116,10 +116,12 @@ def muladd(typingctx, a, b, c):
     """
 
     def codegen(context, builder, sig, args):
-        kind = ir.FunctionType(args[0].type, [args[0].type] * 3)
-        return builder.call(builder.module.declare_intrinsic("llvm.fmuladd", [args[0].type], kind), args)
+        like = context.get_value_type(sig.return_type)
+        kind = ir.FunctionType(like, [like] * 3)
+        function = cgutils.get_or_insert_function(builder.module, kind, overload_of("fmuladd", like))
+        return builder.call(function, [splat(builder, value, like) for value in args])
 
-    return a(a, a, a), codegen
+    return a(a, b, c), codegen
 
 
 @intrinsic
@@ -264,6 +266,9 @@ def rounded(typingctx, array, value):
 
 def _store(context, builder, array_type, array, index, value, scope, add):
     pointer = _pointer(context, builder, array_type, array, index)
+    align = context.get_abi_sizeof(pointer.type.pointee)
+    if isinstance(value.type, ir.VectorType):
+        pointer = builder.bitcast(pointer, value.type.as_pointer())
     others = [k for k in range(_SCOPES) if k != scope]
     marks = {"alias.scope": _scopes(builder.module, [scope]), "noalias": _scopes(builder.module, others)}
     accesses = []
@@ -273,7 +278,7 @@ def _store(context, builder, array_type, array, index, value, scope, add):
         value = builder.fadd(old, value, flags=("nsz", "contract"))
     accesses.append(builder.store(_narrow(builder, array_type.dtype, value), pointer))
     for access in accesses:
-        access.align = context.get_abi_sizeof(pointer.type.pointee)
+        access.align = align
         for name, nodes in marks.items():
             access.set_metadata(name, nodes)
 
@@ -307,7 +312,8 @@ def _stream(builder, value, pointer):
 @intrinsic(prefer_literal=True)
 def accumulate(typingctx, array, index, value, scope):
     """array[index] += value, where `scope` 1, 2 or 3 tells apart the arrays that one loop accumulates into."""
-    signature = types.void(array, types.intp, array.dtype, scope)
+    at = index if isinstance(index, Line) else types.intp
+    signature = types.void(array, at, value if isinstance(index, Line) else array.dtype, scope)
 
     def codegen(context, builder, sig, args):
         _store(context, builder, sig.args[0], *args[:3], scope=sig.args[3].literal_value, add=True)

@@ -15,18 +15,23 @@ from .compiling import array_in, array_out, variants
 from .launching import select
 from .lowlevel import (
     accumulate,
+    allocating,
     barrier,
+    before_line,
     bounds,
+    elementwise,
     fence,
     flat,
     frozen,
     inlined,
     inlined_elementwise,
+    lanes_of,
+    line_of,
     load,
     muladd,
-    must_stage,
     must_stream,
     plus,
+    prefetch,
     rounded,
     scalar,
     shares_memory,
@@ -104,9 +109,18 @@ def add_rows_backward(
     select(_add_backward, summed, dy.dtype)(*args)
 
 
-import os
-STREAMED = int(os.environ.get("STREAMED", "512"))
-"""Elements of a row from which streaming pays XXX"""
+STREAMED = 512
+"""Elements of a row from which streaming pays: rows of 1024 took 0.8 of the time, of 4096 0.74, but of 256 1.16."""
+
+STREAMED_GRADIENTS = 1024
+"""The same of gradients: rows of 1024 took 0.9 of the time, of 4096 0.83, and of 512 1.06."""
+
+SHARED = 1 << 18
+"""Elements from which rows too few for blocks of them are shared by strips of columns. They are read twice then: 8 rows
+of 65536 took 0.7 of the time on two cores, 16 of 1048576 0.52, but 32 of 4096 1.07."""
+
+STRIPS = 64
+"""How many of them there are at most."""
 
 NARROW = 128
 """Elements of a row up to which two are normalized at a time. Rows of 16 in L1 then took 15 ns instead of 24, of 64 28
@@ -173,17 +187,39 @@ def _gradient(dy, x, i, weight, line):
     return muladd(g * weight, rstd, muladd(xhat, slope, shift)), g, xhat
 
 
-def _differentiating(rounding):
+def _differentiating(summing, rounding):
+    @inlined_elementwise
+    def element(dy, x, i, line, weight, c, dx, at, dweight, dbias):
+        result, g, xhat = _gradient(dy, x, i, load(weight, c), line)
+        if rounding:
+            xhat = rounded(dy, xhat)
+        if summing:
+            accumulate(dweight, c, g * xhat, 1)
+            accumulate(dbias, c, g, 2)
+        store(dx, at, result)
+
     @inlined_elementwise
     def one(dy, x, i, count, line, weight, column, dx, at, dweight, dbias):
         for k in range(count):
-            result, g, xhat = _gradient(dy, x, i + k, load(weight, column + k), line)
-            if rounding:
-                xhat = rounded(dy, xhat)
-            accumulate(dweight, column + k, g * xhat, 1)
-            accumulate(dbias, column + k, g, 2)
-            store(dx, at + k, result)
+            element(dy, x, i + k, line, weight, column + k, dx, at + k, dweight, dbias)
 
+    @elementwise
+    def lines(dy, x, i, count, line, weight, column, dx, dweight, dbias, ahead):
+        for k in range(0, count, lanes_of(dx)):
+            at, c = line_of(dx, i + k), line_of(dx, column + k)
+            element(dy, x, at, line, weight, c, dx, at, dweight, dbias)
+            prefetch(dy, line_of(dx, i + k + ahead))
+            prefetch(x, line_of(dx, i + k + ahead))
+
+    return one, lines
+
+
+_one_alone, _lines_alone = _differentiating(False, False)
+_one, _lines = _differentiating(True, False)
+_one_rounding, _lines_rounding = _differentiating(True, True)
+
+
+def _differentiating_two(rounding):
     @inlined_elementwise
     def two(dy, x, i, other, count, line, line2, weight, column, dx, at, at2, dweight, dbias):
         for k in range(count):
@@ -197,18 +233,10 @@ def _differentiating(rounding):
             store(dx, at + k, result)
             store(dx, at2 + k, result2)
 
-    return one, two
+    return two
 
 
-_one, _two = _differentiating(False)
-_one_rounding, _two_rounding = _differentiating(True)
-
-
-@inlined_elementwise
-def _one_alone(dy, x, i, count, line, weight, column, dx, at):
-    """dx of a block of a row"""
-    for k in range(count):
-        store(dx, at + k, _gradient(dy, x, i + k, load(weight, column + k), line)[0])
+_two, _two_rounding = _differentiating_two(False), _differentiating_two(True)
 
 
 @inlined
@@ -219,7 +247,24 @@ def _differentiate_block(dy, x, i, count, line, rounding, weight, column, dx, at
     elif dweight.size:
         _one(dy, x, i, count, line, weight, column, dx, at, dweight, dbias)
     else:
-        _one_alone(dy, x, i, count, line, weight, column, dx, at)
+        _one_alone(dy, x, i, count, line, weight, column, dx, at, dweight, dbias)
+
+
+@scalar
+def _differentiate_past_caches(dy, x, start, count, line, rounding, weight, dx, dweight, dbias, ahead):
+    """`_differentiate_block` from the first column on, written past the caches, while what is `ahead` is asked for"""
+    head = min(count, before_line(dx, start))
+    body = (count - head) // lanes_of(dx) * lanes_of(dx)
+    tail = dx, dweight, dbias, ahead
+    _differentiate_block(dy, x, start, head, line, rounding, weight, 0, dx, start, dweight, dbias)
+    if dweight.size and rounding:
+        _lines_rounding(dy, x, start + head, body, line, weight, head, *tail)
+    elif dweight.size:
+        _lines(dy, x, start + head, body, line, weight, head, *tail)
+    else:
+        _lines_alone(dy, x, start + head, body, line, weight, head, *tail)
+    c, i = head + body, start + head + body
+    _differentiate_block(dy, x, i, count - c, line, rounding, weight, c, dx, i, dweight, dbias)
 
 
 @inlined
@@ -320,31 +365,67 @@ def _add_forward(x, residual, weight, bias, eps, center, rounding, summed, y, me
 
 
 @inlined
-def _differentiate_row(dy, x, row, cols, mean, rstd, weight, center, rounding, dx, staged, buffer, dweight, dbias):
-    """dx of a row, through `buffer` unless that is empty; dweight and dbias grow unless they are empty"""
-    start = row * cols
-    line = _row_terms(dy, x, row, cols, mean, rstd, weight, center)
+def _differentiate_row(dy, x, start, cols, line, past, rounding, weight, dx, staged, buffer, dweight, dbias, ahead):
+    """dx of a row, `past` the caches, or through `buffer` unless that is empty; dweight and dbias grow unless empty
+
+    Or of a part of one, whose columns alone the vectors have.
+    """
+    if past:
+        _differentiate_past_caches(dy, x, start, cols, line, rounding, weight, dx, dweight, dbias, ahead)
+        return
     for c in range(0, cols, BLOCK):
         n, i = min(BLOCK, cols - c), start + c
         target, at = (buffer, 0) if buffer.size else (dx, i)
         _differentiate_block(dy, x, i, n, line, rounding, weight, c, target, at, dweight, dbias)
         if staged:
-            stream(dx, i, buffer, n, dy, x, i + cols)
+            stream(dx, i, buffer, n, dy, x, i + ahead)
 
 
 @inlined
-def _differentiate_two(dy, x, row, cols, mean, rstd, weight, center, rounding, dx, staged, buffer, dweight, dbias):
-    """`_differentiate_row` of it and the next one"""
-    start = row * cols
-    line = _row_terms(dy, x, row, cols, mean, rstd, weight, center)
-    line2 = _row_terms(dy, x, row + 1, cols, mean, rstd, weight, center)
+def _differentiate_two(
+    dy, x, start, start2, cols, line, line2, rounding, weight, dx, staged, buffer, dweight, dbias, ahead
+):
+    """`_differentiate_row` of two rows"""
     for c in range(0, cols, BLOCK):
-        n, i, j = min(BLOCK, cols - c), start + c, start + cols + c
+        n, i, j = min(BLOCK, cols - c), start + c, start2 + c
         target, at, at2 = (buffer, 0, BLOCK) if buffer.size else (dx, i, j)
         _differentiate_blocks(dy, x, i, j, n, line, line2, rounding, weight, c, target, at, at2, dweight, dbias)
         if staged:
-            stream(dx, i, buffer, n, dy, x, i + 2 * cols)
-            stream(dx, j, buffer[BLOCK:], n, dy, x, j + 2 * cols)
+            stream(dx, i, buffer, n, dy, x, i + ahead)
+            stream(dx, j, buffer[BLOCK:], n, dy, x, j + ahead)
+
+
+@scalar
+def _set_terms(dy, x, row, cols, mean, rstd, weight, center, terms):
+    """terms = the line of a row"""
+    terms[0], terms[1], terms[2], terms[3], terms[4] = _row_terms(dy, x, row, cols, mean, rstd, weight, center)
+
+
+@inlined
+def _line_of(terms, row):
+    return terms[row, 0], terms[row, 1], terms[row, 2], terms[row, 3], terms[row, 4]
+
+
+@allocating
+def _differentiate_strip(dy, x, terms, first, last, weight, rounding, dx, past, staged, step, dweight, dbias, totals):
+    """dx of the columns from first to last of all rows, whose lines are `terms`, and their sums"""
+    (rows, _), cols, count = terms.shape, weight.size, last - first
+    buffer = np.empty(2 * BLOCK if staged or not dx.size else 0, dx.dtype)
+    sums = np.zeros((2, count if totals.size else 0), weight.dtype)
+    dw, db = (sums[1], sums[0]) if sums.size or not dweight.size else (dweight[first:last], dbias[first:last])
+    own, total = weight[first:last], totals[:, first:last]
+    tail = rounding, own, dx, staged, buffer, dw, db
+    for row in range(0, rows, step):
+        start, taken = row * cols + first, min(step, rows - row)
+        line = _line_of(terms, row)
+        if taken == 2:
+            _differentiate_two(dy, x, start, start + cols, count, line, _line_of(terms, row + 1), *tail, 2 * cols)
+        else:
+            _differentiate_row(dy, x, start, count, line, past, *tail, cols)
+        if sums.size and (row + step >= rows or row % GROUP >= GROUP - step):
+            flush(sums, total)
+    if staged or past:
+        fence()
 
 
 @variants(
@@ -356,25 +437,42 @@ def _differentiate_two(dy, x, row, cols, mean, rstd, weight, center, rounding, d
 def _backward(dy, x, mean, rstd, weight, center, rounding, dx, dweight, dbias):
     rows, cols = x.shape
     dys, xs, dxs = flat(dy), flat(x), flat(dx)
-    staged, blocks = must_stage(dx, cols, dy, x), _blocks(rows, cols)
+    staged, past = shares_memory(dx, dy, x), cols >= STREAMED_GRADIENTS and must_stream(dx, dx.size)
+    past, blocks = past and not staged, _blocks(rows, cols)
     partial, step = start_sums(blocks, rows, dweight, dbias), _step(x, dweight)
+    strips = min(STRIPS, (cols + BLOCK - 1) // BLOCK) if blocks == 1 and x.size >= SHARED else 0
+    terms, blocks = np.empty((rows if strips else 0, 5), weight.dtype), 0 if strips else blocks
+    if strips:
+        for row in prange(rows):
+            _set_terms(dys, xs, row, cols, mean, rstd, weight, center, terms[row])
+        for strip in prange(strips):
+            first, last = strip * cols // strips, (strip + 1) * cols // strips
+            args = dys, xs, terms, first, last, weight, rounding, dxs, past, staged, step, dweight, dbias
+            _differentiate_strip(*args, partial[0])
     for block in prange(blocks):
         buffer = np.empty(2 * BLOCK if staged or not dx.size else 0, dx.dtype)
         sums = np.zeros((2, partial.shape[2]), weight.dtype)
         dw, db = (sums[1], sums[0]) if sums.size else (dweight, dbias)
         first, last = bounds(block, blocks, rows)
-        tail = weight, center, rounding, dxs, staged, buffer, dw, db
+        tail = rounding, weight, dxs, staged, buffer, dw, db
         for row in range(first, last, step):
-            if row + step <= last and step == 2:
-                _differentiate_two(dys, xs, row, cols, mean, rstd, *tail)
+            start, taken = row * cols, min(step, last - row)
+            line = _row_terms(dys, xs, row, cols, mean, rstd, weight, center)
+            if taken == 2:
+                line2 = _row_terms(dys, xs, row + 1, cols, mean, rstd, weight, center)
+                _differentiate_two(dys, xs, start, start + cols, cols, line, line2, *tail, 2 * cols)
             else:
-                _differentiate_row(dys, xs, row, cols, mean, rstd, *tail)
+                _differentiate_row(dys, xs, start, cols, line, past, *tail, cols)
             if sums.size and (row + step >= last or (row - first) % GROUP >= GROUP - step):
                 flush(sums, partial[block])
-        if staged:
+        if staged or past:
             fence()
-    for part in prange((partial.shape[2] + BLOCK - 1) // BLOCK):
-        merge_sums(partial, part * BLOCK, dweight, dbias)
+    parts = (partial.shape[2] + BLOCK - 1) // BLOCK
+    if parts == 1:
+        merge_sums(partial, 0, dweight, dbias)
+    elif parts:  # a launch of no task, or one, takes 20 to 50 us
+        for part in prange(parts):
+            merge_sums(partial, part * BLOCK, dweight, dbias)
 
 
 @inlined
@@ -424,5 +522,9 @@ def _add_backward(dy, dsummed, summed, mean, rstd, weight, center, rounding, dx,
                 _write_sum(gradient, ds, i, n, total, dxs, drs)
             if sums.size and (row + step >= last or (row - first) % GROUP >= GROUP - step):
                 flush(sums, partial[block])
-    for part in prange((partial.shape[2] + BLOCK - 1) // BLOCK):
-        merge_sums(partial, part * BLOCK, dweight, dbias)
+    parts = (partial.shape[2] + BLOCK - 1) // BLOCK
+    if parts == 1:
+        merge_sums(partial, 0, dweight, dbias)
+    elif parts:  # a launch of no task, or one, takes 20 to 50 us
+        for part in prange(parts):
+            merge_sums(partial, part * BLOCK, dweight, dbias)

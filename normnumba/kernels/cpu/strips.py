@@ -169,5 +169,9 @@ def _backward(dy, x, mean, rstd, weight, center, rounding, width, dx, dweight, d
                 partial[block, 1, c] += dw
                 if staged:
                     copy(buffer, 0, n, dxs, i)
-    for part in prange((dweight.size + BLOCK - 1) // BLOCK):
-        merge_sums(partial, part * BLOCK, dweight, dbias)
+    parts = (dweight.size + BLOCK - 1) // BLOCK
+    if parts == 1:
+        merge_sums(partial, 0, dweight, dbias)
+    else:
+        for part in prange(parts):
+            merge_sums(partial, part * BLOCK, dweight, dbias)
