@@ -53,7 +53,7 @@ def _helper(**options):
     def decorate(function):
         for cell in function.__closure__ or ():
             value = cell.cell_contents
-            function.__qualname__ += f"-{getattr(value, '__name__', value)}"
+            function.__qualname__ += f"-{getattr(value, '__qualname__', value)}"
         return compiled(function)
 
     return decorate
@@ -115,13 +115,16 @@ def muladd(typingctx, a, b, c):
     Of two products in a sum LLVM may fuse either; this says which, so that loops that must agree to the bit do.
     """
 
+    lanes = next((kind for kind in (a, b, c) if isinstance(kind, Lanes)), None)
+    kinds = [kind if isinstance(kind, Lanes) else lanes.element if lanes else a for kind in (a, b, c)]
+
     def codegen(context, builder, sig, args):
         like = context.get_value_type(sig.return_type)
         kind = ir.FunctionType(like, [like] * 3)
         function = cgutils.get_or_insert_function(builder.module, kind, overload_of("fmuladd", like))
         return builder.call(function, [splat(builder, value, like) for value in args])
 
-    return a(a, b, c), codegen
+    return (lanes or a)(*kinds), codegen
 
 
 @intrinsic
@@ -254,14 +257,22 @@ def two_to_minus(typingctx, shifted):
 
 @intrinsic
 def rounded(typingctx, array, value):
-    """A value of the accumulator's type rounded to what `array` stores, in the accumulator's type."""
+    """A value of an accumulator's type, or a line of them, rounded to what `array` stores, in the type that it had."""
     signature = value(array, value)
 
     def codegen(context, builder, sig, args):
         element = sig.args[0].dtype
-        return _widen(builder, element, _narrow(builder, element, args[1]))
+        narrow = _narrow(builder, element, _as_accumulator(context, builder, element, args[1]))
+        wide = _widen(builder, element, narrow)
+        return wide if wide.type == args[1].type else builder.fpext(wide, args[1].type)
 
     return signature, codegen
+
+
+def _as_accumulator(context, builder, element, value):
+    """A value, or a line of them, in the accumulator's type of `element`: of a float32 sum computed in float64, say."""
+    kind = shaped(context.get_value_type(accumulator(element)), value.type)
+    return value if value.type == kind else builder.fptrunc(value, kind)
 
 
 def _store(context, builder, array_type, array, index, value, scope, add):
@@ -298,8 +309,8 @@ def store(typingctx, array, index, value):
 
 
 def _store_line(context, builder, sig, args):
-    pointer = _pointer(context, builder, sig.args[0], args[0], args[1])
-    value = _narrow(builder, sig.args[0].dtype, args[2])
+    element, pointer = sig.args[0].dtype, _pointer(context, builder, sig.args[0], args[0], args[1])
+    value = _narrow(builder, element, _as_accumulator(context, builder, element, args[2]))
     _stream(builder, value, builder.bitcast(pointer, value.type.as_pointer()))
     return context.get_dummy_value()
 

@@ -43,6 +43,7 @@ from .spans import (
     BLOCK,
     GROUP,
     add,
+    add_past_caches,
     copy,
     flush,
     gradient_terms,
@@ -280,20 +281,20 @@ def _differentiate_blocks(dy, x, i, j, n, line, line2, rounding, weight, column,
 
 
 @inlined
-def _normalize_row(x, row, cols, weight, bias, eps, center, rounding, y, past, buffer):
-    """Set y of a row, `past` the caches, or through `buffer` unless that is empty; returns mean and rstd"""
-    number, at = weight.dtype.type, row * cols
-    pivot, shift, _, r = moments(x, at, 1, 0, cols, eps, center, number(0))
+def _normalize_row(x, start, cols, weight, bias, eps, center, rounding, y, at, past, buffer):
+    """Set y[at:] of a row, `past` the caches, or through `buffer` unless that is empty; returns mean and rstd"""
+    number = weight.dtype.type
+    pivot, shift, _, r = moments(x, start, 1, 0, cols, eps, center, number(0))
     line = pivot, number(r), number(-shift * r)
     if past:
-        normalize_past_caches(rounding, x, at, cols, *line, weight, bias, y, at)
+        normalize_past_caches(rounding, x, start, cols, *line, weight, bias, y, at)
         return pivot + shift, r
     for c in range(0, cols, BLOCK):
         n = min(BLOCK, cols - c)
         target, i = (buffer, 0) if buffer.size else (y, at + c)
-        normalize(rounding, x, at + c, n, *line, weight, bias, c, target, i)
+        normalize(rounding, x, start + c, n, *line, weight, bias, c, target, i)
         if buffer.size:
-            stream(y, at + c, buffer, n, x, x, at + c + cols)
+            stream(y, at + c, buffer, n, x, x, start + c + cols)
     return pivot + shift, r
 
 
@@ -321,8 +322,8 @@ def _normalize_two(x, row, last, weight, bias, eps, center, rounding, y, mean, r
 def _forward(x, weight, bias, eps, center, rounding, y, mean, rstd):
     rows, cols = x.shape
     xs, ys = flat(x), flat(y)
-    staged, past = shares_memory(y, x, x), cols >= STREAMED and must_stream(y, x.size)
-    tasks = tasks_of(rows, x.size)
+    staged = shares_memory(y, x, x)
+    past, tasks = not staged and cols >= STREAMED and must_stream(y, x.size), tasks_of(rows, x.size)
     for task in prange(tasks):
         buffer = np.empty(BLOCK if staged else 0, y.dtype)
         first, last = bounds(task, tasks, rows)
@@ -330,7 +331,8 @@ def _forward(x, weight, bias, eps, center, rounding, y, mean, rstd):
         for row in range(first, paired, 2):
             _normalize_two(xs, row, last, weight, bias, eps, center, rounding, ys, mean, rstd)
         for row in range(paired, last):
-            m, r = _normalize_row(xs, row, cols, weight, bias, eps, center, rounding, ys, past and not staged, buffer)
+            at = row * cols
+            m, r = _normalize_row(xs, at, cols, weight, bias, eps, center, rounding, ys, at, past, buffer)
             if mean.size:
                 mean[row] = m
             rstd[row] = r
@@ -347,16 +349,16 @@ def _forward(x, weight, bias, eps, center, rounding, y, mean, rstd):
 def _add_forward(x, residual, weight, bias, eps, center, rounding, summed, y, mean, rstd):
     rows, cols = x.shape
     xs, rs, ss, ys = flat(x), flat(residual), flat(summed), flat(y)
-    staged, past = shares_memory(y, x, x), cols >= STREAMED and must_stream(y, x.size)
-    tasks = tasks_of(rows, x.size)
+    staged = shares_memory(y, x, x)
+    past, tasks = not staged and cols >= STREAMED and must_stream(y, x.size), tasks_of(rows, x.size)
     for task in prange(tasks):
         buffer = np.empty(BLOCK if staged else 0, y.dtype)
         first, last = bounds(task, tasks, rows)
         for row in range(first, last):
-            add(xs, row * cols, rs, row * cols, cols, ss, row * cols)
+            at = row * cols
+            add(xs, at, rs, at, cols, ss, at)
             barrier()
-            args = weight, bias, eps, center, rounding, ys, past and not staged, buffer
-            m, r = _normalize_row(frozen(ss), row, cols, *args)
+            m, r = _normalize_row(frozen(ss), at, cols, weight, bias, eps, center, rounding, ys, at, past, buffer)
             if mean.size:
                 mean[row] = m
             rstd[row] = r
@@ -476,10 +478,13 @@ def _backward(dy, x, mean, rstd, weight, center, rounding, dx, dweight, dbias):
 
 
 @inlined
-def _write_sum(gradient, dsummed, i, count, total, dx, dresidual):
-    """dx and dresidual = gradient + dsummed, each unless it is empty"""
-    if dsummed.size and dx.size and not dresidual.size:  # the usual case, without the detour of the others
-        add(dsummed, i, gradient, 0, count, dx, i)
+def _write_sum(gradient, dsummed, i, count, total, dx, dresidual, past):
+    """dx and dresidual = gradient + dsummed, each unless it is empty; dx alone, the usual case, `past` the caches"""
+    if dsummed.size and dx.size and not dresidual.size:  # without the detour of the others
+        if past:
+            add_past_caches(dsummed, i, gradient, 0, count, dx, i)
+        else:
+            add(dsummed, i, gradient, 0, count, dx, i)
         return
     if dsummed.size:
         add(dsummed, i, gradient, 0, count, total, 0)
@@ -500,8 +505,9 @@ def _write_sum(gradient, dsummed, i, count, total, dx, dresidual):
 def _add_backward(dy, dsummed, summed, mean, rstd, weight, center, rounding, dx, dresidual, dweight, dbias):
     rows, cols = summed.shape
     dys, ds, ss, blocks = flat(dy), flat(dsummed), flat(summed), _blocks(rows, cols)
-    dxs, drs = flat(dx), flat(dresidual)
-    partial, step = start_sums(blocks, rows, dweight, dbias), _step(summed, dweight)
+    dxs, drs, step = flat(dx), flat(dresidual), _step(summed, dweight)
+    partial = start_sums(blocks, rows, dweight, dbias)
+    past = cols >= STREAMED and must_stream(dx, dx.size)
     for block in prange(blocks):
         gradient, total = np.empty(2 * BLOCK, weight.dtype), np.empty(BLOCK, weight.dtype)
         sums = np.zeros((2, partial.shape[2]), weight.dtype)
@@ -516,12 +522,14 @@ def _add_backward(dy, dsummed, summed, mean, rstd, weight, center, rounding, dx,
                 if taken == 2:
                     args = dys, ss, i, i + cols, n, line, line2, rounding, weight, c
                     _differentiate_blocks(*args, gradient, 0, BLOCK, dw, db)
-                    _write_sum(gradient[BLOCK:], ds, i + cols, n, total, dxs, drs)
+                    _write_sum(gradient[BLOCK:], ds, i + cols, n, total, dxs, drs, past)
                 else:
                     _differentiate_block(dys, ss, i, n, line, rounding, weight, c, gradient, 0, dw, db)
-                _write_sum(gradient, ds, i, n, total, dxs, drs)
+                _write_sum(gradient, ds, i, n, total, dxs, drs, past)
             if sums.size and (row + step >= last or (row - first) % GROUP >= GROUP - step):
                 flush(sums, partial[block])
+        if past:
+            fence()
     parts = (partial.shape[2] + BLOCK - 1) // BLOCK
     if parts == 1:
         merge_sums(partial, 0, dweight, dbias)

@@ -200,6 +200,23 @@ def add(x, start, other, first, count, total, at):
         store(total, at + i, load(x, start + i) + load(other, first + i))
 
 
+@elementwise
+def _add_lines(x, start, other, first, count, total, at):
+    for i in range(0, count, lanes_of(total)):
+        value = load(x, line_of(total, start + i)) + load(other, line_of(total, first + i))
+        store(total, line_of(total, at + i), value)
+
+
+@scalar
+def add_past_caches(x, start, other, first, count, total, at):
+    """`add`, written past the caches"""
+    head = min(count, before_line(total, at))
+    done = head + (count - head) // lanes_of(total) * lanes_of(total)
+    add(x, start, other, first, head, total, at)
+    _add_lines(x, start + head, other, first + head, done - head, total, at + head)
+    add(x, start + done, other, first + done, count - done, total, at + done)
+
+
 def _normalizing(rounding):
     @inlined_elementwise
     def element(x, i, pivot, rstd, shift, weight, bias, c, y, at):

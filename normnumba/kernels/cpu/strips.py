@@ -23,7 +23,6 @@ from .lowlevel import (
     inlined_elementwise,
     load,
     muladd,
-    must_stage,
     plus,
     rounded,
     shares_memory,
