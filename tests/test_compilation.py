@@ -154,7 +154,7 @@ def test_an_edited_helper_is_compiled_anew(tmp_path):
     y = run_copy(GROUPS, folder)
     assert run_copy(GROUPS, folder) == y
     spans = folder / "normnumba" / "kernels" / "cpu" / "spans.py"
-    formula = r"(def scale_shift\(.*?load\(scale, column \+ i\))"
+    formula = r"(def element\(x, residual.*?load\(scale, c\))"
     edit(spans, formula, r"\1 * 2")
     assert run_copy(GROUPS, folder) != y, "stale machine code"
     edit(spans, formula + r" \* 2", r"\1")

@@ -422,14 +422,14 @@ def _continued(vectors, lanes):
     return longer
 
 
-def _forward_arguments(T, A):
-    return (
-        *(array_in(T, 3), array_in(T, 3), array_in(A, 1), array_in(A, 1), types.float64, types.boolean, types.intp),
-        *(array_out(types.float64, 2), array_out(T, 3), array_out(A, 1), array_out(A, 1)),
+def _forward_signature(T, A):
+    return types.void(
+        *(types.intp, array_in(T, 3), array_in(T, 3), array_in(A, 1), array_in(A, 1), types.float64, types.boolean),
+        *(types.intp, array_out(types.float64, 2), array_out(T, 3), array_out(A, 1), array_out(A, 1)),
     )
 
 
-@variants(lambda T, A: types.void(types.intp, *_forward_arguments(T, A)))
+@variants(_forward_signature)
 def _forward_sample(o, x, residual, weight, bias, eps, training, activation, stats, y, mean, rstd):
     samples, rows, channels = x.shape
     xs, rs, ys, size = flat(x), flat(residual), flat(y), rows * channels
@@ -455,10 +455,10 @@ def _forward_sample(o, x, residual, weight, bias, eps, training, activation, sta
             _write_block(xs, rs, base, size, b, writes, long_rows, vectors, activation, past, staged, ys)
 
 
-_run_forward = calling(_forward_sample.signature)
+_run_forward = calling(_forward_signature)
 
 
-@variants(lambda T, A: types.void(types.intp, *_forward_arguments(T, A)))
+@variants(_forward_signature)
 def _forward_own(kernel, x, residual, weight, bias, eps, training, activation, stats, y, mean, rstd):
     for o in prange(x.shape[0]):
         _run_forward(kernel, (np.intp(o), x, residual, weight, bias, eps, training, activation, stats, y, mean, rstd))
@@ -568,15 +568,15 @@ def _given(stats, o, groups, eps, squared):
     return given
 
 
-def _backward_arguments(T, A):
-    return (
-        *(array_in(T, 3), array_in(T, 3), array_in(T, 3), array_in(types.float64, 2), array_in(A, 1), array_in(A, 1)),
-        *(types.float64, types.boolean, types.intp, types.intp, types.intp, array_out(T, 3), array_out(T, 3)),
-        array_out(types.float64, 2),
+def _backward_signature(T, A):
+    return types.void(
+        *(types.intp, array_in(T, 3), array_in(T, 3), array_in(T, 3), array_in(types.float64, 2), array_in(A, 1)),
+        *(array_in(A, 1), types.float64, types.boolean, types.intp, types.intp, types.intp, array_out(T, 3)),
+        *(array_out(T, 3), array_out(types.float64, 2)),
     )
 
 
-@variants(lambda T, A: types.void(types.intp, *_backward_arguments(T, A)))
+@variants(_backward_signature)
 def _backward_sample(
     o, dy, x, residual, stats, weight, bias, eps, squared, terms, count, activation, dx, dresidual, sums
 ):
@@ -612,10 +612,10 @@ def _backward_sample(
             _write_gradients(dys, xs, rs, base, size, first, last, vectors, terms, *outputs)
 
 
-_run_backward = calling(_backward_sample.signature)
+_run_backward = calling(_backward_signature)
 
 
-@variants(lambda T, A: types.void(types.intp, *_backward_arguments(T, A)))
+@variants(_backward_signature)
 def _backward_own(
     kernel, dy, x, residual, stats, weight, bias, eps, squared, terms, count, activation, dx, dresidual, sums
 ):

@@ -1,0 +1,100 @@
+"""Large results, which are written past the caches by the line: the same bits as of parts that are not."""
+
+import numpy as np
+import pytest
+
+import normnumba
+from benchmarks.cases import Geometry, data_of, dtype_of
+from normnumba.kernels.cpu import launching
+from normnumba.kernels.cpu.lowlevel import STREAM_FROM
+from tests.helpers import BY_NAME, ROWS, arguments_of, assert_identical, check
+
+ROW_SHAPE, FIRST, LAST = (1027,), (4, 241, 251), (61, 67, 29)
+"""What follows the first axis: lines begin anywhere in rows, in planes, and in the columns of channels last."""
+
+PIECEWISE = [
+    *((f"{family}_{way}", ROW_SHAPE, -1) for family in ROWS for way in ("forward", "backward")),
+    *((f"add_{family}_{way}", ROW_SHAPE, -1) for family in ROWS for way in ("forward", "backward")),
+    *((f"group_norm_{way}", *layout) for way in ("forward", "backward") for layout in ((FIRST, 1), (LAST, -1))),
+    *((f"instance_norm_{way}", FIRST, 1) for way in ("forward", "backward")),
+    *((f"batch_norm_{way}", *layout) for way in ("inference", "inference+silu") for layout in ((FIRST, 1), (LAST, -1))),
+    *(("batch_norm_inference_backward", *layout) for layout in ((FIRST, 1), (LAST, -1))),
+]
+"""Ops whose samples or rows do not know of each other, but for the gradients of parameters."""
+
+
+def large(op, shape, axis, dtype, rng):
+    """Arguments with an x beyond the size from which results are streamed."""
+    samples = STREAM_FROM // (dtype_of(dtype).itemsize * int(np.prod(shape))) + 2
+    return arguments_of(op, Geometry((samples, *shape), axis), dtype, rng)
+
+
+def beside_guards(x):
+    """An array like x that begins anywhere, and the larger one of sevens that it is in."""
+    room = np.full(x.size + 64, 7, x.dtype)
+    return room[3 : 3 + x.size].reshape(x.shape), room
+
+
+def parts_of(arguments, part):
+    """The arguments of some samples."""
+    samples = len(data_of(arguments))
+    return {
+        name: a[part] if isinstance(a, np.ndarray) and a.shape[:1] == (samples,) else a for name, a in arguments.items()
+    }
+
+
+def compare_with_parts(op, arguments):
+    x = data_of(arguments)
+    out, room = beside_guards(x)
+    whole = op(normnumba, {**arguments, "out": out})
+    assert whole[0] is out
+    assert np.all(room[:3] == 7)
+    assert np.all(room[3 + x.size :] == 7)
+    for part in (slice(0, 3), slice(len(x) // 2, len(x) // 2 + 2), slice(len(x) - 1, len(x))):
+        alone = op(normnumba, parts_of(arguments, part))
+        own = [i for i, a in enumerate(whole) if a is not None and a.shape[:1] == x.shape[:1]]
+        assert_identical([alone[i] for i in own], [whole[i][part] for i in own], part)
+
+
+def is_tested(name, dtype):
+    """Loads and stores of other dtypes show in rows, and in what makes results of columns."""
+    return dtype == "float32" or name.startswith("layer_norm") or (dtype, name) == ("bfloat16", "batch_norm_inference")
+
+
+CASES = [
+    (*case, dtype)
+    for case in PIECEWISE
+    for dtype in ("float32", "float64", "float16", "bfloat16")
+    if is_tested(case[0], dtype)
+]
+
+
+@pytest.mark.parametrize(("name", "shape", "axis", "dtype"), CASES)
+def test_results_are_those_of_their_parts(name, shape, axis, dtype, rng, monkeypatch):
+    op = BY_NAME[name]
+    if dtype != "float32":  # the parallel twins of all dtypes take a minute to compile
+        monkeypatch.setattr(launching, "PARALLEL_FROM", 1 << 62)
+    compare_with_parts(op, large(op, shape, axis, dtype, rng))
+
+
+@pytest.mark.parametrize(("shape", "axis"), [(FIRST, 1), (LAST, -1)])
+def test_residuals_and_floors_are_those_of_their_parts(shape, axis, rng):
+    op = BY_NAME["batch_norm_inference"]
+    arguments = large(op, shape, axis, "float32", rng)
+    residual = rng.standard_normal(arguments["x"].shape, dtype=np.float32)
+    compare_with_parts(op, {**arguments, "residual": residual, "activation": "relu"})
+
+
+@pytest.mark.parametrize("name", ["batch_norm_forward", "batch_norm_forward+relu", "batch_norm_forward+residual+relu"])
+@pytest.mark.parametrize(("shape", "axis"), [(FIRST, 1), (LAST, -1)])
+def test_batches_match_the_reference(name, shape, axis, rng):
+    check(BY_NAME[name], large(BY_NAME[name], shape, axis, "float32", rng))
+
+
+@pytest.mark.parametrize("shape", [(1, 300_007), (7, 50_001), (63, 4_163), (70, 131_073)])
+@pytest.mark.parametrize("family", ROWS)
+def test_few_wide_rows_match_the_reference(family, shape, rng):
+    """Threads share them by strips of columns."""
+    check(
+        BY_NAME[f"{family}_backward"], arguments_of(BY_NAME[f"{family}_backward"], Geometry(shape, -1), "float32", rng)
+    )
