@@ -36,10 +36,11 @@ def results(peers: dict[str, Any]) -> str:
         ceiling = figures.percent(figures.ceiling_median(cases))
         lines.append(" | ".join((f"| `{op}`", *cells, f"{ceiling} |")))
     machine = peers["machine"]
+    dtypes = ", ".join(dict.fromkeys(case["dtype"] for case in peers["cases"]))
     versions = ", ".join(f"{name} {machine['versions'][name]}" for name in PACKAGES if name in machine["versions"])
     frameworks = figures.frameworks(figures.peers_of(peers["cases"]))
     notes = (
-        f"Where: {machine['cpu']}, {machine['threads']} threads, {versions}, float32, commit "
+        f"Where: {machine['cpu']}, {machine['threads']} threads, {versions}, {dtypes}, commit "
         f"`{(peers['commit'] or 'unknown')[:8]}`, {machine['date'][:10]}. Each op is timed on a few shapes, from a "
         "small call to arrays beyond the caches; every case, its time and its GB/s: `reports/index.html`.",
         f"The fastest peer of a case is one of {frameworks or 'none'}; NumPy is a plain formula.",

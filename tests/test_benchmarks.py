@@ -262,6 +262,24 @@ def cells_of(*arguments: str) -> list[Cell]:
     return job.Job(job.parser().parse_args(["peers", *arguments]), None).cells()  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "folder"),
+    [
+        ("", "reports"),
+        ("--full", "reports"),
+        ("peers", "reports"),
+        ("--quick", "reports/partial"),
+        ("peers --sizes small", "reports/partial"),
+        ("peers --op layer_norm_forward", "reports/partial"),
+        ("--full --dtype float64", "reports/partial"),
+        ("peers --quick --output elsewhere", "elsewhere"),
+    ],
+)
+def test_a_part_of_the_table_does_not_take_the_place_of_the_whole(arguments, folder):
+    made = job.Job(job.parser().parse_args(arguments.split()), None)  # type: ignore[arg-type]
+    assert made.options.output == (Path(folder) if folder == "elsewhere" else asv_run.ROOT / folder)
+
+
 def test_sizes() -> None:
     small, cache, memory = (cells_of("--sizes", size) for size in selection.SIZES)
     assert len(small) + len(cache) + len(memory) == len(
