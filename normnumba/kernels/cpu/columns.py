@@ -590,7 +590,7 @@ def _backward_sample(
     _set_lines(vectors, given, centres, terms, weight, bias)
     outputs = activation, staged, dxs, drs
     writes = writes if dx.size or dresidual.size else 0
-    at_once = terms == CONSTANT and writes > 0
+    at_once = terms == CONSTANT and 0 < writes <= blocks  # of very long rows there are fewer blocks that have sums
     if _far(given, terms):
         for b in prange(blocks):
             _sum_block(xs, base, size, b, long_rows, vectors[0], totals)

@@ -144,7 +144,7 @@ def _blocks(rows, cols):
 @scalar
 def _step(x, dweight):
     """How many rows are differentiated at a time"""
-    paired = x.shape[1] <= PAIRED and x.size * x.itemsize <= PAIRED_BYTES
+    paired = x.shape[1] <= PAIRED and x.size * x.itemsize < PAIRED_BYTES
     return 2 if dweight.size and paired else 1
 
 
