@@ -114,7 +114,6 @@ def muladd(typingctx, a, b, c):
 
     Of two products in a sum LLVM may fuse either; this says which, so that loops that must agree to the bit do.
     """
-
     lanes = next((kind for kind in (a, b, c) if isinstance(kind, Lanes)), None)
     kinds = [kind if isinstance(kind, Lanes) else lanes.element if lanes else a for kind in (a, b, c)]
 

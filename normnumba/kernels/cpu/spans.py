@@ -384,9 +384,9 @@ def write_span(x, residual, start, outer, stride, inner, line, activation, z, y,
     """y = activation((x - pivot) * scale + shift + residual) over a span; see `_affine`
 
     `past` the caches, and without the activation, each line is computed and stored at once: inference took 0.8 of the
-    time that it takes through a buffer. Otherwise blocks pass through `z` for an activation that is more than a floor, and `buffer` unless that is empty.
-    Here, and below, one loop without the activation, inlined, and one with it, called: a call in a loop, taken or not,
-    made the time of short spans twice as long.
+    time that it takes through a buffer. Otherwise blocks pass through `z` for an activation that is more than a floor,
+    and `buffer` unless that is empty. Here, and below, one loop without the activation, inlined, and one with it,
+    called: a call in a loop, taken or not, made the time of short spans twice as long.
     """
     if past:
         _write_past_caches(x, residual, start, outer, stride, inner, line, activation, z, y, ahead)
