@@ -488,9 +488,11 @@ def lanes_of(array):
 
 
 @inlined
-def before_line(array, index):
-    """How many elements from there on a cache line begins"""
-    return (-(array.ctypes.data // array.itemsize + index)) % lanes_of(array)
+def whole_lines(array, index, count):
+    """How many of `count` elements lie before the first cache line of their own, and how many in all such lines"""
+    lanes = lanes_of(array)
+    head = min(count, (-(array.ctypes.data // array.itemsize + index)) % lanes)
+    return head, (count - head) // lanes * lanes
 
 
 @scalar
@@ -503,15 +505,14 @@ def stream(dst, start, src, count, first, second, ahead):
     An ordinary store first reads the line it overwrites, so that a copy moves three bytes for two. LLVM's vectorizer
     refuses non-temporal stores in a computing loop, hence the detour of results through a small buffer in L1.
     """
-    lanes, head = lanes_of(dst), min(count, before_line(dst, start))
+    head, lines = whole_lines(dst, start, count)
     for i in range(head):
         _copy_element(dst, start + i, src, i)
-    body = head + (count - head) // lanes * lanes
-    for i in range(head, body, lanes):
+    for i in range(head, head + lines, lanes_of(dst)):
         _stream_line(dst, start + i, src, i)
         prefetch(first, ahead + i)
         prefetch(second, ahead + i)
-    for i in range(body, count):
+    for i in range(head + lines, count):
         _copy_element(dst, start + i, src, i)
 
 

@@ -17,7 +17,6 @@ from .lowlevel import (
     accumulate,
     allocating,
     barrier,
-    before_line,
     bounds,
     elementwise,
     fence,
@@ -38,6 +37,7 @@ from .lowlevel import (
     store,
     stream,
     tasks_of,
+    whole_lines,
 )
 from .spans import (
     BLOCK,
@@ -254,17 +254,16 @@ def _differentiate_block(dy, x, i, count, line, rounding, weight, column, dx, at
 @scalar
 def _differentiate_past_caches(dy, x, start, count, line, rounding, weight, dx, dweight, dbias, ahead):
     """`_differentiate_block` from the first column on, written past the caches, while what is `ahead` is asked for"""
-    head = min(count, before_line(dx, start))
-    body = (count - head) // lanes_of(dx) * lanes_of(dx)
+    head, lines = whole_lines(dx, start, count)
     tail = dx, dweight, dbias, ahead
     _differentiate_block(dy, x, start, head, line, rounding, weight, 0, dx, start, dweight, dbias)
     if dweight.size and rounding:
-        _lines_rounding(dy, x, start + head, body, line, weight, head, *tail)
+        _lines_rounding(dy, x, start + head, lines, line, weight, head, *tail)
     elif dweight.size:
-        _lines(dy, x, start + head, body, line, weight, head, *tail)
+        _lines(dy, x, start + head, lines, line, weight, head, *tail)
     else:
-        _lines_alone(dy, x, start + head, body, line, weight, head, *tail)
-    c, i = head + body, start + head + body
+        _lines_alone(dy, x, start + head, lines, line, weight, head, *tail)
+    c, i = head + lines, start + head + lines
     _differentiate_block(dy, x, i, count - c, line, rounding, weight, c, dx, i, dweight, dbias)
 
 

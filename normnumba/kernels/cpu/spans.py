@@ -24,7 +24,6 @@ from .lowlevel import (
     allocating,
     at_least,
     barrier,
-    before_line,
     elementwise,
     frozen,
     inlined,
@@ -41,6 +40,7 @@ from .lowlevel import (
     shares_memory,
     store,
     stream,
+    whole_lines,
 )
 
 BLOCK = 4096
@@ -210,10 +210,10 @@ def _add_lines(x, start, other, first, count, total, at):
 @scalar
 def add_past_caches(x, start, other, first, count, total, at):
     """`add`, written past the caches"""
-    head = min(count, before_line(total, at))
-    done = head + (count - head) // lanes_of(total) * lanes_of(total)
+    head, lines = whole_lines(total, at, count)
+    done = head + lines
     add(x, start, other, first, head, total, at)
-    _add_lines(x, start + head, other, first + head, done - head, total, at + head)
+    _add_lines(x, start + head, other, first + head, lines, total, at + head)
     add(x, start + done, other, first + done, count - done, total, at + done)
 
 
@@ -259,15 +259,14 @@ def normalize(rounding, x, start, count, pivot, rstd, shift, weight, bias, colum
 @scalar
 def normalize_past_caches(rounding, x, start, count, pivot, rstd, shift, weight, bias, y, at):
     """`normalize` of a row, written past the caches, while the next row is asked for"""
-    head = min(count, before_line(y, at))
-    body = (count - head) // lanes_of(y) * lanes_of(y)
+    head, lines = whole_lines(y, at, count)
     line = pivot, rstd, shift, weight, bias
     normalize(rounding, x, start, head, *line, 0, y, at)
     if rounding:
-        _normalize_lines_rounding(x, start + head, body, *line, head, y, at + head, count)
+        _normalize_lines_rounding(x, start + head, lines, *line, head, y, at + head, count)
     else:
-        _normalize_lines(x, start + head, body, *line, head, y, at + head, count)
-    done = head + body
+        _normalize_lines(x, start + head, lines, *line, head, y, at + head, count)
+    done = head + lines
     normalize(rounding, x, start + done, count - done, *line, done, y, at + done)
 
 
@@ -324,11 +323,10 @@ def _affine(x, residual, start, count, column, line, floor, y, at):
 def _affine_past_caches(x, residual, start, count, line, floor, y, ahead):
     """`_affine` from the first column on, written past the caches; vectors go on with their first columns for a line"""
     pivot, scale, shift, width = line
-    lanes, head = lanes_of(y), min(count, before_line(y, start))
-    column = _affine(x, residual, start, head, 0, line, floor, y, start)
-    done, body = head, head + (count - head) // lanes * lanes
-    while done < body:
-        n = min((width - column + lanes - 1) // lanes * lanes, body - done)
+    lanes, (head, lines) = lanes_of(y), whole_lines(y, start, count)
+    column, done = _affine(x, residual, start, head, 0, line, floor, y, start), head
+    while done < head + lines:
+        n = min((width - column + lanes - 1) // lanes * lanes, head + lines - done)
         if residual.size:
             _scale_shift_add_lines(x, residual, start + done, n, pivot, scale, shift, column, floor, y, ahead)
         else:
