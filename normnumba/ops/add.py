@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ..device.array import empty, empty_like
+from ..device.array import empty
 from ..dispatch import everywhere, home
+from ..pool import fresh
 from ..views import Array, Rows, as_rows, retyped, supported
 from .checks import EMPTY, as_gradient, check_like, constant, finite, output, parameter, rsqrt, unpacked
 from .rows import Axis, offset_weight, parameter_sums, rounds_first
@@ -300,7 +301,7 @@ def _forward(
     y: Array,
 ) -> tuple[Array, Array, Array, Array]:
     """Fill y; return it, the sum, and mean and rstd of its rows."""
-    summed = empty_like(x, _wider(x.dtype, residual.dtype))
+    summed = fresh(x, _wider(x.dtype, residual.dtype))
     number = wide.number
     mean, rstd = empty(x, view.rows, number) if center else EMPTY[number, 1], empty(x, view.rows, number)
     if x.size:
@@ -339,7 +340,7 @@ def _backward(
     want_dx, want_dresidual, want_sums = wanted
     allowed = (dy, summed) if one else (dy,)
     dx = output(out, summed, allowed, (*others, summed), dtype) if want_dx else None
-    dresidual = (dx if one and want_dx else empty_like(summed)) if want_dresidual else None
+    dresidual = (dx if one and want_dx else fresh(summed)) if want_dresidual else None
     dweight, dbias = parameter_sums(summed, view, want_sums)
     if summed.size:
         none, narrow_none = EMPTY[view.storage, 2], EMPTY[narrow.storage, 2]

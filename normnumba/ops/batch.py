@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..device.array import assign, empty, empty_like, may_share_memory, shares_memory
+from ..device.array import assign, empty, may_share_memory, shares_memory
 from ..dispatch import everywhere, home
 from ..kernels import BATCH, CONSTANT, GIVEN
+from ..pool import fresh
 from ..views import Array, Channels, as_channels
 from . import plain
 from .channels import Given, Tail, differentiate_channels, normalize_channels, statistics_of, tail_of
@@ -359,7 +360,7 @@ def _backward(
     want_dx, want_dweight, want_dbias, want_dresidual = unpacked(output_mask, 4)
     check_like("dy", dy, x)
     dx = output(out, x, (x, dy), others) if want_dx else None
-    dresidual = empty_like(x) if want_dresidual and tail.residual is not None else None
+    dresidual = fresh(x) if want_dresidual and tail.residual is not None else None
     sums = empty(x, (2, view.channels), FLOAT64)
     through = dresidual if tail.activation else None
     if dresidual is not None and not tail.activation:
