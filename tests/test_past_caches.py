@@ -1,4 +1,7 @@
-"""Large results, which are written past the caches by the line: the same bits as of parts that are not."""
+"""Large results, which are streamed, by the line or through a buffer: the same bits as of parts that are not.
+
+And gradients of few wide rows, which threads share.
+"""
 
 import numpy as np
 import pytest

@@ -552,8 +552,9 @@ def _products_of_block(dy, x, residual, base, size, first, last, vectors, consta
     """
     activation = outputs[0]
     totals[:] = 0
-    for group in range(first, last, GROUP):
-        stop = min(group + GROUP, last)
+    step = GROUP if constant else max(1, last - first)
+    for group in range(first, last, step):
+        stop = min(group + step, last)
         _block_products(dy, x, residual, base, size, group, stop, frozen(vectors), activation, totals)
         if constant:
             _write_gradients(dy, x, residual, base, size, group, stop, vectors, CONSTANT, *outputs)

@@ -82,7 +82,7 @@ STREAM_FROM = 8 << 20
 """Bytes of output from which it bypasses the caches: smaller ones are better left there for whoever reads them next."""
 
 STREAM_RUN = 2048
-"""Contiguous elements from which channels and gradients are streamed."""
+"""Contiguous elements of a channel or a group from which streaming pays: every plane has ends that are not lines."""
 
 _SCOPES = 4
 
@@ -181,14 +181,14 @@ def plus(typingctx, total, value):
 
 @intrinsic
 def line_of(typingctx, array, index):
-    """The index of a cache line of `array`, which begins at that element."""
+    """That index, as the first of as many elements as a cache line of `array` holds: a `store` there must begin one."""
     line = Line(LINE * 8 // array.dtype.bitwidth)
     return line(array, types.intp), lambda context, builder, sig, args: args[1]
 
 
 @intrinsic
 def load(typingctx, array, index):
-    """array[index] in the accumulator's type. From a read-only array it may be moved across any `store`.
+    """array[index] in the accumulator's type. From a read-only array it may be moved across any `store` of an element.
 
     A number stands for an array that holds it everywhere, so that a loop serves one channel and rows of channels alike.
     At a `Line`, the elements from there on.
@@ -502,8 +502,9 @@ def stream(dst, start, src, count, first, second, ahead):
     Meanwhile it asks for first[ahead : ahead + count] and second[...], the inputs of what is computed next: a core that
     computes one row, then stores it, would otherwise leave the memory idle while it computes.
 
-    An ordinary store first reads the line it overwrites, so that a copy moves three bytes for two. LLVM's vectorizer
-    refuses non-temporal stores in a computing loop, hence the detour of results through a small buffer in L1.
+    An ordinary store first reads the line it overwrites, so that a copy moves three bytes for two. This is for results
+    that are in a buffer anyway: of an output that is an input, of an activation with loops of its own, or of channels'
+    gradients. Others go by the line: see `lanes`.
     """
     head, lines = whole_lines(dst, start, count)
     for i in range(head):

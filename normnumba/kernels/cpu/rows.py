@@ -14,6 +14,7 @@ from numba import prange, types
 from .compiling import array_in, array_out, variants
 from .launching import select
 from .lowlevel import (
+    STREAM_FROM,
     accumulate,
     allocating,
     barrier,
@@ -129,10 +130,8 @@ instead of 38, of 128 41 instead of 48; in memory those of 16 took half the time
 at a time were no faster, and slower in memory from 128 on."""
 
 PAIRED = 8192
-"""Elements up to which two rows are differentiated at a time: with dy they fill an eighth of L2."""
-
-PAIRED_BYTES = 8 << 20
-"""Size of x up to which it pays: behind the caches, storing two rows at a time took 1.4 times as long as one."""
+"""Elements up to which two rows are differentiated at a time: with dy they fill an eighth of L2. Where results are
+streamed, one at a time is: storing two there took 1.4 times as long."""
 
 
 @scalar
@@ -144,7 +143,7 @@ def _blocks(rows, cols):
 @scalar
 def _step(x, dweight):
     """How many rows are differentiated at a time"""
-    paired = x.shape[1] <= PAIRED and x.size * x.itemsize < PAIRED_BYTES
+    paired = x.shape[1] <= PAIRED and x.size * x.itemsize < STREAM_FROM
     return 2 if dweight.size and paired else 1
 
 
@@ -403,7 +402,7 @@ def _set_terms(dy, x, row, cols, mean, rstd, weight, center, terms):
 
 
 @inlined
-def _line_of(terms, row):
+def _terms_of(terms, row):
     return terms[row, 0], terms[row, 1], terms[row, 2], terms[row, 3], terms[row, 4]
 
 
@@ -418,9 +417,9 @@ def _differentiate_strip(dy, x, terms, first, last, weight, rounding, dx, past, 
     tail = rounding, own, dx, staged, buffer, dw, db
     for row in range(0, rows, step):
         start, taken = row * cols + first, min(step, rows - row)
-        line = _line_of(terms, row)
+        line = _terms_of(terms, row)
         if taken == 2:
-            _differentiate_two(dy, x, start, start + cols, count, line, _line_of(terms, row + 1), *tail, 2 * cols)
+            _differentiate_two(dy, x, start, start + cols, count, line, _terms_of(terms, row + 1), *tail, 2 * cols)
         else:
             _differentiate_row(dy, x, start, count, line, past, *tail, cols)
         if sums.size and (row + step >= rows or row % GROUP >= GROUP - step):
@@ -442,32 +441,33 @@ def _backward(dy, x, mean, rstd, weight, center, rounding, dx, dweight, dbias):
     past, blocks = past and not staged, _blocks(rows, cols)
     partial, step = start_sums(blocks, rows, dweight, dbias), _step(x, dweight)
     strips = min(STRIPS, (cols + BLOCK - 1) // BLOCK) if blocks == 1 and x.size >= SHARED else 0
-    terms, blocks = np.empty((rows if strips else 0, 5), weight.dtype), 0 if strips else blocks
+    terms = np.empty((rows if strips else 0, 5), weight.dtype)
     if strips:
         for row in prange(rows):
             _set_terms(dys, xs, row, cols, mean, rstd, weight, center, terms[row])
         for strip in prange(strips):
-            first, last = strip * cols // strips, (strip + 1) * cols // strips
+            first, last = bounds(strip, strips, cols)
             args = dys, xs, terms, first, last, weight, rounding, dxs, past, staged, step, dweight, dbias
             _differentiate_strip(*args, partial[0])
-    for block in prange(blocks):
-        buffer = np.empty(2 * BLOCK if staged or not dx.size else 0, dx.dtype)
-        sums = np.zeros((2, partial.shape[2]), weight.dtype)
-        dw, db = (sums[1], sums[0]) if sums.size else (dweight, dbias)
-        first, last = bounds(block, blocks, rows)
-        tail = rounding, weight, dxs, staged, buffer, dw, db
-        for row in range(first, last, step):
-            start, taken = row * cols, min(step, last - row)
-            line = _row_terms(dys, xs, row, cols, mean, rstd, weight, center)
-            if taken == 2:
-                line2 = _row_terms(dys, xs, row + 1, cols, mean, rstd, weight, center)
-                _differentiate_two(dys, xs, start, start + cols, cols, line, line2, *tail, 2 * cols)
-            else:
-                _differentiate_row(dys, xs, start, cols, line, past, *tail, cols)
-            if sums.size and (row + step >= last or (row - first) % GROUP >= GROUP - step):
-                flush(sums, partial[block])
-        if staged or past:
-            fence()
+    else:
+        for block in prange(blocks):
+            buffer = np.empty(2 * BLOCK if staged or not dx.size else 0, dx.dtype)
+            sums = np.zeros((2, partial.shape[2]), weight.dtype)
+            dw, db = (sums[1], sums[0]) if sums.size else (dweight, dbias)
+            first, last = bounds(block, blocks, rows)
+            tail = rounding, weight, dxs, staged, buffer, dw, db
+            for row in range(first, last, step):
+                start, taken = row * cols, min(step, last - row)
+                line = _row_terms(dys, xs, row, cols, mean, rstd, weight, center)
+                if taken == 2:
+                    line2 = _row_terms(dys, xs, row + 1, cols, mean, rstd, weight, center)
+                    _differentiate_two(dys, xs, start, start + cols, cols, line, line2, *tail, 2 * cols)
+                else:
+                    _differentiate_row(dys, xs, start, cols, line, past, *tail, cols)
+                if sums.size and (row + step >= last or (row - first) % GROUP >= GROUP - step):
+                    flush(sums, partial[block])
+            if staged or past:
+                fence()
     parts = (partial.shape[2] + BLOCK - 1) // BLOCK
     if parts == 1:
         merge_sums(partial, 0, dweight, dbias)
@@ -506,7 +506,7 @@ def _add_backward(dy, dsummed, summed, mean, rstd, weight, center, rounding, dx,
     dys, ds, ss, blocks = flat(dy), flat(dsummed), flat(summed), _blocks(rows, cols)
     dxs, drs, step = flat(dx), flat(dresidual), _step(summed, dweight)
     partial = start_sums(blocks, rows, dweight, dbias)
-    past = cols >= STREAMED and must_stream(dx, dx.size)
+    past = cols >= STREAMED and must_stream(dx, dx.size)  # of a block in L1: as results, not as other gradients
     for block in prange(blocks):
         gradient, total = np.empty(2 * BLOCK, weight.dtype), np.empty(BLOCK, weight.dtype)
         sums = np.zeros((2, partial.shape[2]), weight.dtype)

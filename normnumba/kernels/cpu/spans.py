@@ -202,6 +202,7 @@ def add(x, start, other, first, count, total, at):
 
 @elementwise
 def _add_lines(x, start, other, first, count, total, at):
+    """`add` by the line"""
     for i in range(0, count, lanes_of(total)):
         value = load(x, line_of(total, start + i)) + load(other, line_of(total, first + i))
         store(total, line_of(total, at + i), value)
@@ -336,11 +337,16 @@ def _affine_past_caches(x, residual, start, count, line, floor, y, ahead):
     _affine(x, residual, start + done, count - done, column, line, floor, y, start + done)
 
 
+@inlined
+def _floor(activation, z):
+    """What no result is below"""
+    return z.dtype.type(0 if activation == RELU else -math.inf)
+
+
 def _writing(smooth):
     @(scalar if smooth else inlined)
     def write(x, residual, start, outer, stride, inner, line, activation, z, y, buffer, ahead):
-        number = z.dtype.type
-        floor = number(0 if activation == RELU else -math.inf)
+        floor = _floor(activation, z)
         second = residual if residual.size else x  # an address that is nobody's would cost a walk of the page table
         for o in range(outer):
             first, column = start + o * stride, 0
@@ -363,7 +369,7 @@ _write, _write_smooth = _writing(False), _writing(True)
 
 @scalar
 def _write_past_caches(x, residual, start, outer, stride, inner, line, activation, z, y, ahead):
-    floor = z.dtype.type(0 if activation == RELU else -math.inf)
+    floor = _floor(activation, z)
     for o in range(outer):
         _affine_past_caches(x, residual, start + o * stride, inner, line, floor, y, ahead)
 

@@ -171,6 +171,6 @@ def _backward(dy, x, mean, rstd, weight, center, rounding, width, dx, dweight, d
     parts = (dweight.size + BLOCK - 1) // BLOCK
     if parts == 1:
         merge_sums(partial, 0, dweight, dbias)
-    else:
+    elif parts:
         for part in prange(parts):
             merge_sums(partial, part * BLOCK, dweight, dbias)
