@@ -82,7 +82,8 @@ STREAM_FROM = 8 << 20
 """Bytes of output from which it bypasses the caches: smaller ones are better left there for whoever reads them next."""
 
 STREAM_RUN = 2048
-"""Contiguous elements of a channel or a group from which streaming pays: every plane has ends that are not lines."""
+"""Contiguous elements of a channel or a group from which it is streamed: rows of 768 lost through a buffer. By the
+line, shorter ones were not measured."""
 
 _SCOPES = 4
 
