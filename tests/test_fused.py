@@ -400,10 +400,12 @@ def added(kind, other, rng, shape=(37, 300)):
     return x, residual, weight, bias
 
 
+@pytest.mark.parametrize("shape", [(37, 300), (5003, 64)])
 @pytest.mark.parametrize("norm", ["layer", "rms"])
 @pytest.mark.parametrize("kind", [*WIDE, *HALVES])
-def test_a_sum_then_a_norm_gives_the_same_bits(kind, norm, rng):
-    x, residual, weight, _ = added(kind, kind, rng)
+def test_a_sum_then_a_norm_gives_the_same_bits(kind, norm, shape, rng):
+    """Of many narrow rows, too, which a norm alone takes several at a time."""
+    x, residual, weight, _ = added(kind, kind, rng, shape)
     total = x + residual
     y, summed, *statistics = getattr(normnumba, f"add_{norm}_norm_forward")(x, residual, weight)
     assert_identical([summed, y, *statistics], [total, *getattr(normnumba, f"{norm}_norm_forward")(total, weight)])

@@ -9,7 +9,7 @@ import pytest
 import normnumba
 from benchmarks.cases import Geometry, data_of, dtype_of
 from normnumba.kernels.cpu import launching
-from normnumba.kernels.cpu.lowlevel import STREAM_FROM
+from normnumba.kernels.cpu.lowlevel import LINE, QUARTER, STREAM_FROM
 from tests.helpers import BY_NAME, ROWS, arguments_of, assert_identical, check
 
 ROW_SHAPE, FIRST, LAST = (1027,), (4, 241, 251), (61, 67, 29)
@@ -32,10 +32,12 @@ def large(op, shape, axis, dtype, rng):
     return arguments_of(op, Geometry((samples, *shape), axis), dtype, rng)
 
 
-def beside_guards(x):
-    """An array like x that begins anywhere, and the larger one of sevens that it is in."""
-    room = np.full(x.size + 64, 7, x.dtype)
-    return room[3 : 3 + x.size].reshape(x.shape), room
+def beside_guards(x, begin):
+    """An array like x that begins so many elements behind the start of a cache line, between others that are 7."""
+    lanes = LINE // x.itemsize
+    room = np.full(x.size + 3 * lanes, 7, x.dtype)
+    first = lanes + -(room.ctypes.data // x.itemsize) % lanes + begin
+    return room[first : first + x.size].reshape(x.shape), (room[:first], room[first + x.size :])
 
 
 def parts_of(arguments, part):
@@ -46,13 +48,18 @@ def parts_of(arguments, part):
     }
 
 
-def compare_with_parts(op, arguments):
-    x = data_of(arguments)
-    out, room = beside_guards(x)
-    whole = op(normnumba, {**arguments, "out": out})
-    assert whole[0] is out
-    assert np.all(room[:3] == 7)
-    assert np.all(room[3 + x.size :] == 7)
+def written(op, arguments, begin):
+    """The results of an op, the large one at such a place and nothing beside it."""
+    out, guards = beside_guards(data_of(arguments), begin)
+    results = op(normnumba, {**arguments, "out": out})
+    assert results[0] is out
+    for guard in guards:
+        assert np.all(guard == 7)
+    return results
+
+
+def compare_with_parts(op, arguments, begin=3):
+    x, whole = data_of(arguments), written(op, arguments, begin)
     for part in (slice(0, 3), slice(len(x) // 2, len(x) // 2 + 2), slice(len(x) - 1, len(x))):
         alone = op(normnumba, parts_of(arguments, part))
         own = [i for i, a in enumerate(whole) if a is not None and a.shape[:1] == x.shape[:1]]
@@ -78,6 +85,40 @@ def test_results_are_those_of_their_parts(name, shape, axis, dtype, rng, monkeyp
     if dtype != "float32":  # the parallel twins of all dtypes take a minute to compile
         monkeypatch.setattr(launching, "PARALLEL_FROM", 1 << 62)
     compare_with_parts(op, large(op, shape, axis, dtype, rng))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("cols", [64, 256])
+def test_rows_of_whole_lines_are_those_of_their_parts(cols, dtype, rng, monkeypatch):
+    """They leave by the line, or by quarters of it, or not at all past the caches: it depends on where they begin."""
+    monkeypatch.setattr(launching, "PARALLEL_FROM", 1 << 62)
+    for name in ("layer_norm_forward", "rms_norm_forward"):
+        arguments = large(BY_NAME[name], (cols,), -1, dtype, rng)
+        for begin in (0, QUARTER // dtype_of(dtype).itemsize, 1):
+            compare_with_parts(BY_NAME[name], arguments, begin)
+
+
+CHAINED = (40, 41, 54)
+"""More channels than tasks: a core writes one while it adds up the next, of which it has then read less."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [f"batch_norm_forward{fused}" for fused in ("", "+relu", "+residual+relu")]
+    + ["group_norm_forward", "instance_norm_forward"],
+)
+def test_channels_in_turn_have_the_same_bits_wherever_they_are_written(name, rng, monkeypatch):
+    op = BY_NAME[name]
+    arguments = large(op, CHAINED, 1, "float32", rng)
+    arguments["x"][0, 3] += 1000  # what is no sample of the rest
+    arguments["x"][1, 5] = np.inf
+    first = written(op, arguments, 0)
+    for begin in (4, 15):
+        assert_identical(first, written(op, arguments, begin), begin)
+    monkeypatch.setattr(launching, "PARALLEL_FROM", 1 << 62)
+    assert_identical(first, written(op, arguments, 0), "serial")
+    arguments["x"][1, 5] = 0
+    check(op, arguments)
 
 
 @pytest.mark.parametrize(("shape", "axis"), [(FIRST, 1), (LAST, -1)])

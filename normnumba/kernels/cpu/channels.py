@@ -1,6 +1,7 @@
 """Channels: x (O, C, I), statistics over O and I, weight and bias (C). BatchNorm, channels first.
 
-A core takes one channel at a time: what its statistics have read is still in its cache when it is normalized. Of few
+A core takes one channel at a time: what its statistics have read is still in its cache when it is normalized. What goes
+past the caches is written while the next channel is read for its statistics, since memory does both at once. Of few
 channels that are too large for that, each is shared by tasks of some samples each, lest cores be idle.
 """
 
@@ -15,16 +16,15 @@ from numba import prange, types
 from .. import BATCH, GIVEN, RELU
 from .compiling import array_in, array_out, variants
 from .launching import select
-from .lowlevel import bounds, fence, flat, must_stage, scalar, tasks_of
+from .lowlevel import BLOCK, bounds, fence, flat, must_stage, scalar, tasks_in_turn, tasks_of
+from .moments import NO_SUMS, any_moments, moments_of_sums, pivot_of, span_sums
 from .spans import (
-    BLOCK,
-    any_moments,
     centre_before,
     channel_sums,
-    moments,
     room_for_gradients,
     room_for_upstream,
     ways_of_writing,
+    write_and_sum,
     write_gradients,
     write_span,
 )
@@ -156,15 +156,20 @@ def _forward(x, residual, weight, bias, eps, training, activation, stats, y, mea
     xs, rs, ys, number = flat(x), flat(residual), flat(y), weight.dtype.type
     past, staged = ways_of_writing(y, inner, x, activation)
     stride, shares = channels * inner, 1 if training else _shares(outer, channels)
-    tasks = tasks_of(channels * shares, x.size)
+    tasks = tasks_in_turn(channels * shares, x.size, training and past)
     for task in prange(tasks):
         buffer = np.empty(BLOCK if staged else 0, y.dtype)
         z = np.empty(BLOCK if activation > RELU else 0, weight.dtype)
         begin, end = bounds(task, tasks, channels * shares)
+        known, about, sums = False, number(0), NO_SUMS
         for part in range(begin, end):
             c, first, last = _samples(part, shares, outer)
             if training:
-                pivot, shift, var, r = moments(xs, c * inner, outer, stride, inner, eps, True, number(0))
+                whole = c * inner, outer, stride, inner
+                if not known:
+                    about = pivot_of(xs, c * inner, inner, True, number(0))
+                    sums = span_sums(xs, *whole, about)
+                pivot, shift, var, r = moments_of_sums(xs, *whole, about, sums, eps, True)
                 stats[0, c], stats[1, c] = pivot + shift, var
             else:
                 pivot = number(stats[0, c])
@@ -174,7 +179,12 @@ def _forward(x, residual, weight, bias, eps, training, activation, stats, y, mea
             scale = r * weight[c]
             line = pivot, number(scale), number(bias[c] - shift * scale), BLOCK
             span = c * inner + first * stride, last - first if y.size else 0, stride, inner
-            write_span(xs, rs, *span, line, activation, z, ys, past, buffer, inner)
+            known = training and past and part + 1 < end
+            if known:
+                about = pivot_of(xs, (c + 1) * inner, inner, True, number(0))
+                sums = write_and_sum(xs, rs, *span, line, activation, ys, (c + 1) * inner, about, NO_SUMS)
+            else:
+                write_span(xs, rs, *span, line, activation, z, ys, past, buffer, inner)
         if staged or past:
             fence()
 
@@ -199,6 +209,7 @@ def _backward(dy, x, residual, stats, weight, bias, eps, squared, terms, count, 
     for task in prange(tasks):
         buffer = np.empty(room_for_gradients(activation, residual, staged, dx), dx.dtype)
         dz, kept = np.empty(room, weight.dtype), terms != GIVEN and room >= outer * inner
+        outputs = dxs, drs, staged, buffer, inner
         begin, end = bounds(task, tasks, channels * shares)
         for part in range(begin, end):
             c, first, last = _samples(part, shares, outer)
@@ -216,7 +227,6 @@ def _backward(dy, x, residual, stats, weight, bias, eps, squared, terms, count, 
             shift = number(-scale * sums[0, c] / count - slope * centre)
             curve = m, r, number(scale), number(slope), shift, BLOCK
             span = start + first * stride, last - first if writes else 0, stride, inner
-            outputs = dxs, drs, staged, buffer, inner
             write_gradients(dys, xs, rs, *span, line, curve, terms, activation, dz, kept, outputs)
         if staged:
             fence()

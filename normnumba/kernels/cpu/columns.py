@@ -27,6 +27,7 @@ from .. import BATCH, CONSTANT, GIVEN, RELU
 from .compiling import address, array_in, array_out, variants
 from .launching import select
 from .lowlevel import (
+    BLOCK,
     accumulate,
     allocating,
     bounds,
@@ -43,13 +44,12 @@ from .lowlevel import (
     must_stage,
     scalar,
 )
+from .moments import any_moments
 from .spans import (
-    BLOCK,
     FLOORED,
     OPEN,
     SMOOTH,
     SUMMED,
-    any_moments,
     flush,
     gate_of,
     is_far,
@@ -324,7 +324,7 @@ def _block_products(dy, x, residual, base, size, first, last, vectors, activatio
 
 @inlined
 def column_moments(x, start, rows, stride, pivot, first, second, eps, center):
-    """`spans.moments` of a column, from its sums about the pivot, or from its elements where those are no good"""
+    """`moments` of a column, from its sums about the pivot, or from its elements where those are no good"""
     shift = first / rows if center else 0.0
     var = second / rows - shift * shift
     if shift * shift <= 4 * var < math.inf:

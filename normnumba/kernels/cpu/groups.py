@@ -10,16 +10,26 @@ from numba import prange, types
 from .. import BATCH, RELU
 from .compiling import array_in, array_out, variants
 from .launching import select
-from .lowlevel import bounds, fence, flat, inlined, must_stage, tasks_of
-from .spans import (
+from .lowlevel import (
     BLOCK,
+    STREAM_RUN,
+    bounds,
+    fence,
+    flat,
+    inlined,
+    must_stage,
+    tasks_in_turn,
+    tasks_of,
+)
+from .moments import NO_SUMS, moments, moments_of_sums, pivot_of, span_sums
+from .spans import (
     centre_before,
     channel_sums,
     gradient_terms,
     merge_sums,
-    moments,
     room_for_upstream,
     ways_of_writing,
+    write_and_sum,
     write_gradients,
     write_span,
 )
@@ -46,22 +56,34 @@ def groups_backward(
 def _forward(x, weight, bias, eps, activation, y, mean, rstd):
     samples, groups, width, inner = x.shape
     count = width * inner
-    xs, ys, number = flat(x), flat(y), mean.dtype.type
+    xs, ys, number, units = flat(x), flat(y), mean.dtype.type, samples * groups
     past, staged = ways_of_writing(y, inner, x, activation)
-    units = samples * groups
-    tasks = tasks_of(units, x.size)
+    tasks = tasks_in_turn(units, x.size, past)
+    outer, stride, run = (width, inner, inner) if inner >= STREAM_RUN else (1, 0, count)
     for task in prange(tasks):
         buffer = np.empty(BLOCK if staged else 0, y.dtype)
         z = np.empty(BLOCK if activation > RELU else 0, weight.dtype)
         first, last = bounds(task, tasks, units)
+        about, sums = number(0), NO_SUMS
         for unit in range(first, last):
-            pivot, shift, _, r = moments(xs, unit * count, 1, 0, count, eps, True, number(0))
+            if not past:
+                pivot, shift, _, r = moments(xs, unit * count, outer, stride, run, eps, True, number(0))
+            else:
+                if unit == first:
+                    about = pivot_of(xs, unit * count, run, True, number(0))
+                    sums = span_sums(xs, unit * count, outer, stride, run, about)
+                pivot, shift, _, r = moments_of_sums(xs, unit * count, outer, stride, run, about, sums, eps, True)
+                about, sums = pivot_of(xs, min(unit + 1, last - 1) * count, run, True, number(0)), NO_SUMS
             mean[unit // groups, unit % groups], rstd[unit // groups, unit % groups] = pivot + shift, r
             for k in range(width):
                 c, start = unit % groups * width + k, unit * count + k * inner
                 scale = r * weight[c]
                 line = pivot, number(scale), number(bias[c] - shift * scale), BLOCK
-                write_span(xs, xs[:0], start, 1, 0, inner, line, activation, z, ys, past, buffer, count)
+                span = start, 1, 0, inner
+                if past and unit + 1 < last:
+                    sums = write_and_sum(xs, xs[:0], *span, line, activation, ys, start + count, about, sums)
+                else:
+                    write_span(xs, xs[:0], *span, line, activation, z, ys, past, buffer, count)
         if staged or past:
             fence()
 
@@ -110,9 +132,12 @@ def _backward(dy, x, mean, rstd, weight, bias, activation, dx, dweight, dbias):
         for part in range(first, last):
             b, g = part // groups, part % groups
             low, high = bounds(b, blocks, samples)
+            own = partial[b]
             for n in range(low, high):
-                args = dys, xs, n * groups + g, mean[n, g], rstd[n, g], weight, bias, activation, dz
-                _differentiate(*args, dxs, (width, inner), staged, buffer, partial[b])
+                unit, m, r = n * groups + g, mean[n, g], rstd[n, g]
+                _differentiate(
+                    dys, xs, unit, m, r, weight, bias, activation, dz, dxs, (width, inner), staged, buffer, own
+                )
         if staged:
             fence()
     parts = (channels + BLOCK - 1) // BLOCK

@@ -26,11 +26,11 @@ class Lanes(types.Type):
 
 
 class Line(types.Type):
-    """The index of the first of `count` elements."""
+    """The index of the first of `count` elements, which are stored at a multiple of `align` bytes."""
 
-    def __init__(self, count):
-        self.count = count
-        super().__init__(f"Line({count})")
+    def __init__(self, count, align):
+        self.count, self.align = count, align
+        super().__init__(f"Line({count}, {align})")
 
 
 @register_model(Lanes)
@@ -62,6 +62,15 @@ def splat(builder, value, like):
         return value
     one = builder.insert_element(ir.Constant(like, ir.Undefined), value, _I32(0))
     return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(_I32, like.count), [0] * like.count))
+
+
+def total_of(builder, vector):
+    """The sum of a vector's lanes, half by half: in the same order everywhere."""
+    while vector.type.count > 1:
+        half = vector.type.count // 2
+        parts = (ir.Constant(ir.VectorType(_I32, half), [*range(k, k + half)]) for k in (0, half))
+        vector = builder.fadd(*(builder.shuffle_vector(vector, vector, part) for part in parts))
+    return builder.extract_element(vector, _I32(0))
 
 
 def shaped(element, like):

@@ -20,12 +20,15 @@ import numpy as np
 from .. import CONSTANT, NONE, RELU
 from .activations import activate, differentiate
 from .lowlevel import (
+    BLOCK,
+    LINE,
     accumulate,
     allocating,
     at_least,
     barrier,
     elementwise,
     frozen,
+    in_pair,
     inlined,
     inlined_elementwise,
     lanes_of,
@@ -35,16 +38,17 @@ from .lowlevel import (
     must_stream,
     plus,
     prefetch,
+    quarters_of,
     rounded,
     scalar,
     shares_memory,
     store,
     stream,
     whole_lines,
+    whole_pairs,
+    zero_pair,
 )
-
-BLOCK = 4096
-"""Elements that one loop takes: 16 KiB of float32, half of an L1 cache, and few enough roundings to ignore."""
+from .moments import NO_SUMS, ended_sums, joined, pair_sums, sum_about
 
 GROUP = 64
 """Rows that are added up in the accumulator's type before they join a float64 total."""
@@ -54,143 +58,6 @@ KEPT = 1 << 15
 
 OPEN, FLOORED, SUMMED, SMOOTH = range(4)
 """What dy passes: nothing, a relu of the norm, a relu of it and a residual, or an activation with loops of its own."""
-
-HEAD = 64
-"""Elements whose mean is the first pivot: enough to be within two standard deviations of the mean nearly always."""
-
-
-@inlined_elementwise
-def _sum_about(x, start, count, pivot, zero):
-    """sum(x - pivot)"""
-    total = zero
-    for i in range(start, start + count):
-        total = plus(total, load(x, i) - pivot)
-    return total
-
-
-@inlined_elementwise
-def _sums_about(x, start, count, scale, pivot, zero):
-    """sum(t), sum(t^2) with t = x * scale - pivot"""
-    first, second = zero, zero
-    for i in range(start, start + count):
-        t = load(x, i) * scale - pivot
-        first = plus(first, t)
-        second = plus(second, t * t)
-    return first, second
-
-
-@scalar
-def _two_sum(total, rest, value):
-    """total + value, and rest plus what that rounding lost (Knuth's two-sum): runs of any number add up without loss"""
-    new = total + value
-    part = new - total
-    lost = (total - (new - part)) + (value - part)
-    return new, rest + lost if math.isfinite(new) else 0.0
-
-
-@scalar
-def _moments_about(x, start, outer, stride, inner, scale, pivot, zero):
-    """mean(t), var(t) with t = x * scale - pivot"""
-    first, second, rest, rest2 = 0.0, 0.0, 0.0, 0.0
-    for o in range(outer):
-        for i in range(0, inner, BLOCK):
-            a, b = _sums_about(x, start + o * stride + i, min(BLOCK, inner - i), scale, pivot, zero)
-            first, rest = _two_sum(first, rest, a)
-            second, rest2 = _two_sum(second, rest2, b)
-    share = 1.0 / (outer * inner)
-    shift = (first + rest) * share
-    return shift, (second + rest2) * share - shift * shift
-
-
-@scalar
-def _peak(x, start, outer, stride, inner):
-    """max(|x|), sum(x) and whether all of the span is finite"""
-    peak, total, finite = 0.0, 0.0, True
-    for o in range(outer):
-        for i in range(start + o * stride, start + o * stride + inner):
-            value = float(load(x, i))
-            finite = finite and math.isfinite(value)
-            peak = max(peak, abs(value))
-            total += value
-    return peak, total, finite
-
-
-@inlined
-def moments(x, start, outer, stride, inner, eps, center, zero):
-    """pivot, shift, var, rstd: the mean is pivot + shift, var is biased, rstd = 1 / sqrt(var + eps).
-
-    All but the pivot are float64. The pivot is near the mean, so that (x - pivot) - shift keeps the digits that a
-    rounded mean would lose. Without `center` the mean is pinned to 0, and var is the mean square.
-
-    A single block whose sums are good at once, which is nearly every row, has no loop and no call: a row of 128 then
-    took 38 ns to normalize instead of 76, one of 768 134 instead of 178.
-    """
-    if outer == 1 and inner <= BLOCK:
-        pivot = _pivot(x, start, inner, zero) if center else zero
-        first, second = _sums_about(x, start, inner, type(zero)(1), pivot, zero)
-        return _moments_of_block(x, start, inner, pivot, first, second, eps, center)
-    return any_moments(x, start, outer, stride, inner, eps, center, zero)
-
-
-@inlined
-def moments_of_two(x, start, start2, inner, eps, center, zero):
-    """`moments` of two blocks step by step, so that one's sums, root and division overlap the other's"""
-    one = type(zero)(1)
-    pivot, pivot2 = zero, zero
-    if center:
-        pivot, pivot2 = _pivot(x, start, inner, zero), _pivot(x, start2, inner, zero)
-    first, second = _sums_about(x, start, inner, one, pivot, zero)
-    first2, second2 = _sums_about(x, start2, inner, one, pivot2, zero)
-    return (
-        _moments_of_block(x, start, inner, pivot, first, second, eps, center),
-        _moments_of_block(x, start2, inner, pivot2, first2, second2, eps, center),
-    )
-
-
-@inlined
-def _moments_of_block(x, start, inner, pivot, first, second, eps, center):
-    """`moments` from the sums about the pivot, where these are good"""
-    share = 1.0 / inner
-    shift = first * share if center else 0.0
-    var = second * share - shift * shift
-    if shift * shift <= 4 * var < math.inf:
-        return pivot, shift, var, 1.0 / math.sqrt(var + eps)
-    return any_moments(x, start, 1, 0, inner, eps, center, type(pivot)(0))
-
-
-@inlined
-def _pivot(x, start, inner, zero):
-    """The mean of the head"""
-    head, first = min(inner, HEAD), load(x, start)
-    return first + _sum_about(x, start, head, first, zero) / type(zero)(head)
-
-
-@scalar
-def any_moments(x, start, outer, stride, inner, eps, center, zero):
-    """`moments` of spans of any length and any values"""
-    number = type(zero)
-    pivot, scale, total = zero, 1.0, outer * inner
-    if center:
-        pivot = _pivot(x, start, inner, zero)
-    shift, var = 0.0, 0.0
-    for _ in range(4):
-        shift, var = _moments_about(x, start, outer, stride, inner, number(scale), pivot, zero)
-        if not center:
-            shift, var = 0.0, var + shift * shift
-        if not math.isfinite(var) and scale == 1.0:  # the squares overflowed, or an Inf or NaN is among them
-            peak, plain, finite = _peak(x, start, outer, stride, inner)
-            if not finite:
-                return number(plain / total) if center else zero, 0.0, math.nan, math.nan
-            scale = math.ldexp(1.0, 32 - math.frexp(peak)[1])
-            pivot = number(load(x, start) * scale) if center else zero
-        elif shift * shift > 4 * var:  # the head was no sample of the rest: about the mean itself nothing cancels
-            pivot += number(shift)
-        else:
-            break
-    var = max(var, 0.0)  # squares below the smallest number are lost
-    if scale == 1.0:  # without the five divisions below
-        return pivot, shift, var, 1.0 / math.sqrt(var + eps)
-    return number(pivot / scale), shift / scale, var / scale / scale, scale / math.sqrt(var + eps * scale * scale)
 
 
 @elementwise
@@ -238,11 +105,25 @@ def _normalizing(rounding):
             element(x, source, pivot, rstd, shift, weight, bias, c, y, target)
             prefetch(x, line_of(y, start + i + ahead))
 
-    return normalize, normalize_lines
+    @elementwise
+    def normalize_several(x, start, count, several, weight, bias, y, aligned):
+        """Rows of whole lines, one behind the other, whose pivot, shift and rstd are in `several`"""
+        number, cols = weight.dtype.type, weight.size
+        for k in range(count):
+            i, r = start + k * cols, several[2, k]
+            line = number(several[0, k]), number(r), number(-several[1, k] * r), weight, bias
+            if aligned:
+                for c in range(0, cols, lanes_of(y)):
+                    element(x, line_of(y, i + c), *line, line_of(y, c), y, line_of(y, i + c))
+            else:
+                for c in range(0, cols, lanes_of(y)):
+                    element(x, line_of(y, i + c), *line, line_of(y, c), y, quarters_of(y, i + c))
+
+    return normalize, normalize_lines, normalize_several
 
 
-_normalize, _normalize_lines = _normalizing(False)
-_normalize_rounding, _normalize_lines_rounding = _normalizing(True)
+_normalize, _normalize_lines, _normalize_several = _normalizing(False)
+_normalize_rounding, _normalize_lines_rounding, _normalize_several_rounding = _normalizing(True)
 
 
 @inlined
@@ -255,6 +136,16 @@ def normalize(rounding, x, start, count, pivot, rstd, shift, weight, bias, colum
         _normalize_rounding(x, start, count, pivot, rstd, shift, weight, bias, column, y, at)
     else:
         _normalize(x, start, count, pivot, rstd, shift, weight, bias, column, y, at)
+
+
+@inlined
+def normalize_several_past_caches(rounding, x, start, count, several, weight, bias, y):
+    """`normalize` of rows of whole lines, written past the caches: by quarters of lines unless y begins a line"""
+    aligned = y.ctypes.data % LINE == 0
+    if rounding:
+        _normalize_several_rounding(x, start, count, several, weight, bias, y, aligned)
+    else:
+        _normalize_several(x, start, count, several, weight, bias, y, aligned)
 
 
 @scalar
@@ -294,11 +185,22 @@ def _scaling(adding):
             if adding:
                 prefetch(residual, line_of(y, start + i + ahead))
 
-    return scale_shift, scale_shift_lines
+    @inlined_elementwise
+    def scale_shift_summing(x, residual, start, count, pivot, scale, shift, floor, y, other, about):
+        """Of whole pairs, while as many from `other` on are added up"""
+        first, second = zero_pair(x), zero_pair(x)
+        for i in range(0, count, in_pair(x)):
+            for k in range(0, in_pair(x), lanes_of(y)):
+                at = line_of(y, start + i + k)
+                element(x, residual, at, pivot, scale, shift, at, floor, y, at)
+            first, second = pair_sums(x, other + i, in_pair(x), about, first, second)
+        return first, second
+
+    return scale_shift, scale_shift_lines, scale_shift_summing
 
 
-_scale_shift, _scale_shift_lines = _scaling(False)
-_scale_shift_add, _scale_shift_add_lines = _scaling(True)
+_scale_shift, _scale_shift_lines, _scale_shift_summing = _scaling(False)
+_scale_shift_add, _scale_shift_add_lines, _scale_shift_add_summing = _scaling(True)
 
 
 @inlined
@@ -337,16 +239,31 @@ def _affine_past_caches(x, residual, start, count, line, floor, y, ahead):
     _affine(x, residual, start + done, count - done, column, line, floor, y, start + done)
 
 
+@scalar
+def _affine_and_sums(x, residual, start, count, line, floor, y, other, about):
+    """`_affine_past_caches` of a block of a channel, and meanwhile `sums_of_block` of another's, from `other` on"""
+    pivot, scale, shift, _ = line
+    (head, lines), whole = whole_lines(y, start, count), whole_pairs(x, count)
+    both = whole_pairs(x, min(lines, whole))
+    _affine(x, residual, start, head, 0, line, floor, y, start)
+    args = x, residual, start + head, both, pivot, scale, shift, floor, y, other, about
+    first, second = _scale_shift_add_summing(*args) if residual.size else _scale_shift_summing(*args)
+    done = head + both
+    _affine_past_caches(x, residual, start + done, count - done, line, floor, y, 0)
+    first, second = pair_sums(x, other + both, whole - both, about, first, second)
+    return ended_sums(x, other, whole, count, about, first, second)
+
+
 @inlined
-def _floor(activation, z):
+def _floor(activation, zero):
     """What no result is below"""
-    return z.dtype.type(0 if activation == RELU else -math.inf)
+    return type(zero)(0 if activation == RELU else -math.inf)
 
 
 def _writing(smooth):
     @(scalar if smooth else inlined)
     def write(x, residual, start, outer, stride, inner, line, activation, z, y, buffer, ahead):
-        floor = _floor(activation, z)
+        floor = _floor(activation, z.dtype.type(0))
         second = residual if residual.size else x  # an address that is nobody's would cost a walk of the page table
         for o in range(outer):
             first, column = start + o * stride, 0
@@ -369,9 +286,23 @@ _write, _write_smooth = _writing(False), _writing(True)
 
 @scalar
 def _write_past_caches(x, residual, start, outer, stride, inner, line, activation, z, y, ahead):
-    floor = _floor(activation, z)
+    floor = _floor(activation, z.dtype.type(0))
     for o in range(outer):
         _affine_past_caches(x, residual, start + o * stride, inner, line, floor, y, ahead)
+
+
+@scalar
+def write_and_sum(x, residual, start, outer, stride, inner, line, activation, y, other, about, sums):
+    """`write_span` of a channel past the caches, while that from `other` on joins `sums` about its pivot
+
+    Memory reads and writes at the same time, but a core that first adds up a channel and then writes it does either.
+    """
+    floor = _floor(activation, about)
+    for o in range(outer):
+        for i in range(o * stride, o * stride + inner, BLOCK):
+            n = min(BLOCK, o * stride + inner - i)
+            sums = joined(sums, *_affine_and_sums(x, residual, start + i, n, line, floor, y, other + i, about))
+    return sums
 
 
 @inlined
@@ -476,8 +407,7 @@ def _block_sums(gate, dy, at, x, residual, start, count, mean, rstd, scale, shif
 def _summing(gate):
     @inlined
     def sums(dy, x, residual, start, outer, stride, inner, mean, rstd, line, activation, dz, keep):
-        sum_dz, sum_dzt, rest, rest2 = 0.0, 0.0, 0.0, 0.0
-        _, scale, shift, _ = line
+        totals, (_, scale, shift, _) = NO_SUMS, line
         zero = type(mean)(0)
         for o in range(outer):
             first = start + o * stride
@@ -489,9 +419,8 @@ def _summing(gate):
                     a, b = _block_sums(OPEN, frozen(dz), at, x, residual, i, n, mean, rstd, scale, shift, zero)
                 else:
                     a, b = _block_sums(gate, dy, i, x, residual, i, n, mean, rstd, scale, shift, zero)
-                sum_dz, rest = _two_sum(sum_dz, rest, a)
-                sum_dzt, rest2 = _two_sum(sum_dzt, rest2, b)
-        return sum_dz + rest, sum_dzt + rest2
+                totals = joined(totals, a, b)
+        return totals[0] + totals[1], totals[2] + totals[3]
 
     return sums
 
@@ -532,7 +461,7 @@ def centre_before(x, start, outer, stride, inner, mean, rstd, zero):
         return total
     for o in range(outer):
         for i in range(start + o * stride, start + o * stride + inner, BLOCK):
-            total += _sum_about(x, i, min(BLOCK, start + o * stride + inner - i), mean, zero)
+            total += sum_about(x, i, min(BLOCK, start + o * stride + inner - i), mean, zero)
     return total * rstd / (outer * inner)
 
 

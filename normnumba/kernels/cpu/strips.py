@@ -15,11 +15,13 @@ from .columns import block_moments, column_moments, set_means
 from .compiling import array_in, array_out, variants
 from .launching import select
 from .lowlevel import (
+    BLOCK,
     accumulate,
     allocating,
     elementwise,
     flat,
     frozen,
+    inlined,
     inlined_elementwise,
     load,
     muladd,
@@ -28,7 +30,14 @@ from .lowlevel import (
     shares_memory,
     store,
 )
-from .spans import BLOCK, GROUP, copy, flush, gradient_terms, merge_sums, normalize
+from .spans import (
+    GROUP,
+    copy,
+    flush,
+    gradient_terms,
+    merge_sums,
+    normalize,
+)
 
 
 def strips_forward(
@@ -80,6 +89,21 @@ def _differentiating(rounding):
 
 
 _gradients, _gradients_rounding = _differentiating(False), _differentiating(True)
+
+
+@inlined
+def _differentiate(dy, x, start, vectors, weight, rounding, dx, staged, buffer, zero):
+    """dx of a row, through `buffer` unless that is empty; its sums
+
+    Not in the kernel, which would count references to the arrays of a tuple: see `lowlevel._INNER`.
+    """
+    target, at = (buffer, 0) if buffer.size else (dx, start)
+    mean, rstd, slope, shift, centre = vectors[0], vectors[1], vectors[2], vectors[3], vectors[4]
+    args = dy, x, start, mean, rstd, slope, shift, centre, weight, target, at, zero
+    sums = _gradients_rounding(*args) if rounding else _gradients(*args)
+    if staged:
+        copy(buffer, 0, mean.size, dx, start)
+    return sums
 
 
 @allocating
@@ -160,14 +184,9 @@ def _backward(dy, x, mean, rstd, weight, center, rounding, width, dx, dweight, d
             _set_terms(dys, xs, base, inner, weight, center, vectors)
             v, zero = frozen(vectors), weight.dtype.type(0)
             for c in range(rows):
-                i = base + c * inner
-                target, at = (buffer, 0) if buffer.size else (dxs, i)
-                args = dys, xs, i, v[0], v[1], v[2], v[3], v[4], weight[c], target, at, zero
-                db, dw = _gradients_rounding(*args) if rounding else _gradients(*args)
+                db, dw = _differentiate(dys, xs, base + c * inner, v, weight[c], rounding, dxs, staged, buffer, zero)
                 partial[block, 0, c] += db
                 partial[block, 1, c] += dw
-                if staged:
-                    copy(buffer, 0, n, dxs, i)
     parts = (dweight.size + BLOCK - 1) // BLOCK
     if parts == 1:
         merge_sums(partial, 0, dweight, dbias)
