@@ -91,7 +91,8 @@ def test_results_are_those_of_their_parts(name, shape, axis, dtype, rng, monkeyp
 @pytest.mark.parametrize("cols", [64, 256])
 def test_rows_of_whole_lines_are_those_of_their_parts(cols, dtype, rng, monkeypatch):
     """They leave by the line, or by quarters of it, or not at all past the caches: it depends on where they begin."""
-    monkeypatch.setattr(launching, "PARALLEL_FROM", 1 << 62)
+    if dtype != "float32":
+        monkeypatch.setattr(launching, "PARALLEL_FROM", 1 << 62)
     for name in ("layer_norm_forward", "rms_norm_forward"):
         arguments = large(BY_NAME[name], (cols,), -1, dtype, rng)
         for begin in (0, QUARTER // dtype_of(dtype).itemsize, 1):
@@ -99,7 +100,8 @@ def test_rows_of_whole_lines_are_those_of_their_parts(cols, dtype, rng, monkeypa
 
 
 CHAINED = (40, 41, 54)
-"""More channels than tasks: a core writes one while it adds up the next, of which it has then read less."""
+"""More channels than tasks: a core writes one while it adds up the next. Where a plane does not begin a line, fewer of
+its lines are whole than the next one has pairs, and the rest is added up behind them."""
 
 
 @pytest.mark.parametrize(
@@ -110,7 +112,8 @@ CHAINED = (40, 41, 54)
 def test_channels_in_turn_have_the_same_bits_wherever_they_are_written(name, rng, monkeypatch):
     op = BY_NAME[name]
     arguments = large(op, CHAINED, 1, "float32", rng)
-    arguments["x"][0, 3] += 1000  # what is no sample of the rest
+    arguments["x"][0, 3] += 1000
+    arguments["x"][0, 3, 0] += 1e5  # where the pivot is from
     arguments["x"][1, 5] = np.inf
     first = written(op, arguments, 0)
     for begin in (4, 15):

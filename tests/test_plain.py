@@ -257,10 +257,10 @@ def test_small_layers_take_short_forms(layer, shape, short_alone, rng):
 
 @pytest.mark.parametrize("dtype", WIDE)
 def test_rows_have_the_same_bits_beside_rows_that_overflow(dtype, rng):
-    """Narrow rows are normalized in pairs: a neighbour that takes the long way must not take the other along."""
-    for cols in (1, 2, 15, 16, 17, 63, 64, 65, 100, 127, 128, 129):
-        x = rng.standard_normal((7, cols)).astype(dtype)
-        x[2, cols // 2], x[5, 0] = np.inf, 1e30
+    """Narrow rows are normalized up to 16 together: one that takes the long way must not take others along."""
+    for cols in (1, 2, 15, 16, 17, 63, 64, 65, 100, 128, 129, 255, 256, 257):
+        x = rng.standard_normal((35, cols)).astype(dtype)
+        x[2, cols // 2], x[5, 0], x[15, 0], x[16, -1], x[32, 0] = np.inf, 1e30, -np.inf, 1e30, np.inf
         together = normnumba.layer_norm_forward(x)
         for i in range(len(x)):
             for stop in (i + 1, i + 2):

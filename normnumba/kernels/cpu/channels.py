@@ -17,7 +17,7 @@ from .. import BATCH, GIVEN, RELU
 from .compiling import array_in, array_out, variants
 from .launching import select
 from .lowlevel import BLOCK, bounds, fence, flat, must_stage, scalar, tasks_in_turn, tasks_of
-from .moments import NO_SUMS, any_moments, moments_of_sums, pivot_of, span_sums
+from .moments import NO_SUMS, any_moments, moments, moments_of_sums, pivot_of
 from .spans import (
     centre_before,
     channel_sums,
@@ -166,10 +166,10 @@ def _forward(x, residual, weight, bias, eps, training, activation, stats, y, mea
             c, first, last = _samples(part, shares, outer)
             if training:
                 whole = c * inner, outer, stride, inner
-                if not known:
-                    about = pivot_of(xs, c * inner, inner, True, number(0))
-                    sums = span_sums(xs, *whole, about)
-                pivot, shift, var, r = moments_of_sums(xs, *whole, about, sums, eps, True)
+                if known:
+                    pivot, shift, var, r = moments_of_sums(xs, *whole, about, sums, eps, True)
+                else:
+                    pivot, shift, var, r = moments(xs, *whole, eps, True, number(0))
                 stats[0, c], stats[1, c] = pivot + shift, var
             else:
                 pivot = number(stats[0, c])

@@ -1,4 +1,7 @@
-"""Groups: x (N, G, K, S), statistics over K and S, weight and bias (G * K). Group and instance norm, channels first."""
+"""Groups: x (N, G, K, S), statistics over K and S, weight and bias (G * K). Group and instance norm, channels first.
+
+What goes past the caches is written while the next group is added up, as in `channels`.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from .lowlevel import (
     tasks_in_turn,
     tasks_of,
 )
-from .moments import NO_SUMS, moments, moments_of_sums, pivot_of, span_sums
+from .moments import NO_SUMS, moments, moments_of_sums, pivot_of
 from .spans import (
     centre_before,
     channel_sums,
@@ -57,8 +60,9 @@ def _forward(x, weight, bias, eps, activation, y, mean, rstd):
     samples, groups, width, inner = x.shape
     count = width * inner
     xs, ys, number, units = flat(x), flat(y), mean.dtype.type, samples * groups
-    past, staged = ways_of_writing(y, inner, x, activation)
+    none, (past, staged) = xs[:0], ways_of_writing(y, inner, x, activation)
     tasks = tasks_in_turn(units, x.size, past)
+    # not for `past`: a sample has the same bits, and so the same order of sums, alone and in a large batch
     outer, stride, run = (width, inner, inner) if inner >= STREAM_RUN else (1, 0, count)
     for task in prange(tasks):
         buffer = np.empty(BLOCK if staged else 0, y.dtype)
@@ -66,24 +70,22 @@ def _forward(x, weight, bias, eps, activation, y, mean, rstd):
         first, last = bounds(task, tasks, units)
         about, sums = number(0), NO_SUMS
         for unit in range(first, last):
-            if not past:
-                pivot, shift, _, r = moments(xs, unit * count, outer, stride, run, eps, True, number(0))
+            whole = unit * count, outer, stride, run
+            if past and unit > first:
+                pivot, shift, _, r = moments_of_sums(xs, *whole, about, sums, eps, True)
             else:
-                if unit == first:
-                    about = pivot_of(xs, unit * count, run, True, number(0))
-                    sums = span_sums(xs, unit * count, outer, stride, run, about)
-                pivot, shift, _, r = moments_of_sums(xs, unit * count, outer, stride, run, about, sums, eps, True)
-                about, sums = pivot_of(xs, min(unit + 1, last - 1) * count, run, True, number(0)), NO_SUMS
+                pivot, shift, _, r = moments(xs, *whole, eps, True, number(0))
+            if past and unit + 1 < last:
+                about, sums = pivot_of(xs, (unit + 1) * count, run, True, number(0)), NO_SUMS
             mean[unit // groups, unit % groups], rstd[unit // groups, unit % groups] = pivot + shift, r
             for k in range(width):
                 c, start = unit % groups * width + k, unit * count + k * inner
                 scale = r * weight[c]
                 line = pivot, number(scale), number(bias[c] - shift * scale), BLOCK
-                span = start, 1, 0, inner
                 if past and unit + 1 < last:
-                    sums = write_and_sum(xs, xs[:0], *span, line, activation, ys, start + count, about, sums)
+                    sums = write_and_sum(xs, none, start, 1, 0, inner, line, activation, ys, start + count, about, sums)
                 else:
-                    write_span(xs, xs[:0], *span, line, activation, z, ys, past, buffer, count)
+                    write_span(xs, none, start, 1, 0, inner, line, activation, z, ys, past, buffer, count)
         if staged or past:
             fence()
 

@@ -1,6 +1,7 @@
 """Vectors of as many elements as a cache line of an output holds, for loops that LLVM would not vectorize.
 
-LLVM's vectorizer refuses streaming stores. So a loop that streams goes by the line and says itself what a vector is:
+LLVM's vectorizer refuses streaming stores, and orders sums as it likes. So a loop that streams, or whose sums must have
+the same bits beside another, goes by the line and says itself what a vector is:
 `load(x, line)` gives `Lanes`, and the same formula that computes an element from numbers computes a line from those.
 """
 

@@ -23,10 +23,10 @@ from .halves import from_float16, to_float16
 from .lanes import Lanes, Line, constant_like, overload_of, shaped, splat, total_of
 
 LINE = 64
-"""Bytes in a cache line, and in one streaming store."""
+"""Bytes in a cache line, and in most streaming stores."""
 
 QUARTER = 16
-"""Bytes in the shortest streaming store of a vector: large arrays of NumPy begin behind the first of a line."""
+"""Bytes in the shortest streaming store of a vector. Large arrays of NumPy begin 16 behind a line."""
 
 OPTIONS = {"nogil": True, "error_model": "numpy"}
 """How kernels are compiled. Strict arithmetic, because the serial and the parallel twin of a kernel, two compilations
@@ -38,7 +38,8 @@ _INNER |= {"_nrt": False}
 
 Without numba's runtime nobody counts references to arrays: every count is a locked instruction, which waits for all
 stores before it. Rows of 128 in L1 then took 35 ns instead of 63, unaligned 54 instead of 80. Such a function must not
-make or return an array.
+make or return an array. A kernel, which has the runtime, must not slice arrays or put them into a tuple in a loop:
+gradients of rows of 128 took 62 ns instead of 45, a group norm of planes of 196 112 us instead of 80.
 """
 
 _FAST = {**_INNER, "fastmath": {"nsz", "contract"}}
@@ -94,7 +95,7 @@ line, shorter ones were not measured."""
 CHAINS = 16
 """Tasks for up to 256 units of which each is added up while the one before it in its task is written; of more units a
 task has as many. The first of a task is read before anything is written: by 32 tasks of 8 channels instead of 16 of
-16 a batch norm reached 78 % of the speed of a copy instead of 81."""
+16 a batch norm reached 78 % of the speed of a copy instead of 81, on two cores; more than 16 cores share no more."""
 
 _SCOPES = 4
 
@@ -593,7 +594,8 @@ def tasks_of(units, size):
 @scalar
 def tasks_in_turn(units, size, chained):
     """`tasks_of`, or fewer where units of a task are `chained`: see CHAINS"""
-    return min(tasks_of(units, size), max(CHAINS, units // CHAINS) if chained else units)
+    most = tasks_of(units, size)
+    return min(most, max(CHAINS, units // CHAINS)) if chained else most
 
 
 @scalar

@@ -113,7 +113,8 @@ def add_rows_backward(
 
 
 STREAMED = 512
-"""Elements of a row from which streaming pays: rows of 1024 took 0.8 of the time, of 4096 0.74, but of 256 1.16."""
+"""Elements of a row from which streaming pays, for rows one at a time: those of 1024 took 0.8 of the time, of 4096
+0.74, but of 256 1.16. For shorter ones see `_normalize_narrow`."""
 
 STREAMED_GRADIENTS = 1024
 """The same of gradients: rows of 1024 took 0.9 of the time, of 4096 0.83, and of 512 1.06."""
@@ -134,8 +135,8 @@ SEVERAL = 16
 """How many rows those are at most, and up to 128 elements."""
 
 TOGETHER = 2048
-"""Elements that they have together at most, read twice: 16 KiB of float64, half of L1. Of rows in
-memory sixteen of 256 reached 84 % of the speed of a copy and two all of it, of 64 sixteen 97 and two 89."""
+"""Elements that they have together at most, read twice: 16 KiB of float64, half of L1. In memory sixteen rows of 64
+reached 97 % of the speed of a copy and two 89; of 256, where this allows eight, sixteen 84 and two all of it."""
 
 PAIRED = 8192
 """Elements up to which two rows are differentiated at a time: with dy they fill an eighth of L2. Where results are
@@ -307,20 +308,20 @@ def _normalize_row(x, start, cols, weight, bias, eps, center, rounding, y, at, p
 @allocating
 def _normalize_narrow(x, first, last, weight, bias, eps, center, rounding, y, past, mean, rstd):
     """Set y, mean and rstd of the rows from first to last; `past` the caches, where they are whole lines"""
-    number, cols, several = weight.dtype.type, weight.size, np.empty((3, SEVERAL))
-    step = max(1, min(SEVERAL, TOGETHER // max(cols, 1)))
+    number, cols, statistics = weight.dtype.type, weight.size, np.empty((3, SEVERAL))
+    step = min(SEVERAL, TOGETHER // max(cols, 1))
     for row in range(first, last, step):
         count = min(step, last - row)
-        moments_of_several(x, row * cols, count, cols, eps, center, number(0), several)
+        moments_of_several(x, row * cols, count, cols, eps, center, number(0), statistics)
         for k in range(count):
-            i, pivot, shift, r = (row + k) * cols, several[0, k], several[1, k], several[2, k]
+            i, pivot, shift, r = (row + k) * cols, statistics[0, k], statistics[1, k], statistics[2, k]
             if not past:
                 normalize(rounding, x, i, cols, number(pivot), number(r), number(-shift * r), weight, bias, 0, y, i)
             if mean.size:
                 mean[row + k] = pivot + shift
             rstd[row + k] = r
         if past:
-            normalize_several_past_caches(rounding, x, row * cols, count, several, weight, bias, y)
+            normalize_several_past_caches(rounding, x, row * cols, count, statistics, weight, bias, y)
 
 
 @variants(
@@ -412,7 +413,7 @@ def _differentiate_two(
 def _differentiate_rows(
     dy, x, row, taken, mean, rstd, weight, center, past, rounding, dx, staged, buffer, dweight, dbias
 ):
-    """`_differentiate_row` of a row, or `_differentiate_two` where two are taken"""
+    """`_differentiate_row` of a row, or `_differentiate_two` where two are taken: see `lowlevel._INNER` for tuples"""
     start, cols = row * weight.size, weight.size
     line, tail = _row_terms(dy, x, row, cols, mean, rstd, weight, center), (rounding, weight, dx, staged, buffer)
     if taken == 2:

@@ -1,4 +1,4 @@
-"""The formulas, once: loops over spans of elements, from which the kernels are put together.
+"""The formulas, once: loops over spans of elements, from which the kernels are put together. For means see `moments`.
 
 A span is x[start + o * stride + i] for o < outer, i < inner. A row is one (outer = 1); a channel of NCHW data is one,
 with `inner` contiguous elements in each of its `outer` samples. Kernels work on many spans at the same time.
@@ -8,7 +8,7 @@ with `inner` contiguous elements in each of its `outer` samples. Kernels work on
 `line` is what makes z of x, (pivot, scale, shift, width) with z = (x - pivot) * scale + shift. `curve` is what makes dx
 of dy and x, (mean, rstd, scale, slope, shift, width) with dx = dy * scale + t * slope + shift, t = (x - mean) * rstd.
 They are numbers for a channel, and `width` is BLOCK; or vectors for rows of `width` columns, taken in turn. `ahead` is
-how far behind a block the memory lies that is read next.
+how far behind a block the memory lies that is read next; `other` is where the next unit begins, and `about` its pivot.
 """
 
 from __future__ import annotations
@@ -106,12 +106,12 @@ def _normalizing(rounding):
             prefetch(x, line_of(y, start + i + ahead))
 
     @elementwise
-    def normalize_several(x, start, count, several, weight, bias, y, aligned):
-        """Rows of whole lines, one behind the other, whose pivot, shift and rstd are in `several`"""
+    def normalize_several(x, start, count, statistics, weight, bias, y, aligned):
+        """Rows of whole lines, one behind the other: in memory by quarters of lines 33 ns for one of 128, aligned 25"""
         number, cols = weight.dtype.type, weight.size
         for k in range(count):
-            i, r = start + k * cols, several[2, k]
-            line = number(several[0, k]), number(r), number(-several[1, k] * r), weight, bias
+            i, r = start + k * cols, statistics[2, k]
+            line = number(statistics[0, k]), number(r), number(-statistics[1, k] * r), weight, bias
             if aligned:
                 for c in range(0, cols, lanes_of(y)):
                     element(x, line_of(y, i + c), *line, line_of(y, c), y, line_of(y, i + c))
@@ -139,13 +139,13 @@ def normalize(rounding, x, start, count, pivot, rstd, shift, weight, bias, colum
 
 
 @inlined
-def normalize_several_past_caches(rounding, x, start, count, several, weight, bias, y):
-    """`normalize` of rows of whole lines, written past the caches: by quarters of lines unless y begins a line"""
+def normalize_several_past_caches(rounding, x, start, count, statistics, weight, bias, y):
+    """`normalize` of rows of whole lines, past the caches: by quarters of lines unless y begins a line"""
     aligned = y.ctypes.data % LINE == 0
     if rounding:
-        _normalize_several_rounding(x, start, count, several, weight, bias, y, aligned)
+        _normalize_several_rounding(x, start, count, statistics, weight, bias, y, aligned)
     else:
-        _normalize_several(x, start, count, several, weight, bias, y, aligned)
+        _normalize_several(x, start, count, statistics, weight, bias, y, aligned)
 
 
 @scalar

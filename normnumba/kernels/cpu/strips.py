@@ -95,7 +95,7 @@ _gradients, _gradients_rounding = _differentiating(False), _differentiating(True
 def _differentiate(dy, x, start, vectors, weight, rounding, dx, staged, buffer, zero):
     """dx of a row, through `buffer` unless that is empty; its sums
 
-    Not in the kernel, which would count references to the arrays of a tuple: see `lowlevel._INNER`.
+    Not in the kernel, for the tuple: see `lowlevel._INNER`.
     """
     target, at = (buffer, 0) if buffer.size else (dx, start)
     mean, rstd, slope, shift, centre = vectors[0], vectors[1], vectors[2], vectors[3], vectors[4]
