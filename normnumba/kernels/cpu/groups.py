@@ -75,14 +75,15 @@ def _forward(x, weight, bias, eps, activation, y, mean, rstd):
                 pivot, shift, _, r = moments_of_sums(xs, *whole, about, sums, eps, True)
             else:
                 pivot, shift, _, r = moments(xs, *whole, eps, True, number(0))
-            if past and unit + 1 < last:
+            chained = past and unit + 1 < last
+            if chained:
                 about, sums = pivot_of(xs, (unit + 1) * count, run, True, number(0)), NO_SUMS
             mean[unit // groups, unit % groups], rstd[unit // groups, unit % groups] = pivot + shift, r
             for k in range(width):
                 c, start = unit % groups * width + k, unit * count + k * inner
                 scale = r * weight[c]
                 line = pivot, number(scale), number(bias[c] - shift * scale), BLOCK
-                if past and unit + 1 < last:
+                if chained:
                     sums = write_and_sum(xs, none, start, 1, 0, inner, line, activation, ys, start + count, about, sums)
                 else:
                     write_span(xs, none, start, 1, 0, inner, line, activation, z, ys, past, buffer, count)

@@ -538,7 +538,7 @@ def barrier(typingctx):
 
 @intrinsic
 def lanes_of(typingctx, array):
-    """Elements in a cache line: a constant, which LINE // array.itemsize is not. Loops by that took twice as long."""
+    """Elements in a line: a constant, as LINE // array.itemsize is not. By that, loops took up to twice as long."""
     count = LINE * 8 // array.dtype.bitwidth
     return types.intp(array), lambda context, builder, sig, args: context.get_constant(types.intp, count)
 

@@ -15,8 +15,6 @@ from .lowlevel import (
     inlined,
     inlined_elementwise,
     lane_sum,
-    lanes_of,
-    line_of,
     load,
     muladd,
     pair_of,
@@ -60,15 +58,6 @@ def _two_sum(total, rest, value):
     part = new - total
     lost = (total - (new - part)) + (value - part)
     return new, rest + lost if math.isfinite(new) else 0.0
-
-
-@inlined_elementwise
-def _line_sum(x, start, count, pivot):
-    """`sum_about` of whole lines"""
-    total = load(x, line_of(x, start)) - pivot
-    for i in range(lanes_of(x), count, lanes_of(x)):
-        total = total + (load(x, line_of(x, start + i)) - pivot)
-    return lane_sum(total)
 
 
 @inlined_elementwise
@@ -201,8 +190,6 @@ def pivot_of(x, start, inner, center, zero):
     if not center:
         return zero
     head, first = min(inner, HEAD), load(x, start)
-    if head and head % lanes_of(x) == 0:
-        return first + _line_sum(x, start, head, first) / type(zero)(head)
     return first + sum_about(x, start, head, first, zero) / type(zero)(head)
 
 
