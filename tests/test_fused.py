@@ -69,6 +69,16 @@ def test_activations_to_the_last_digits(dtype, activation):
         assert error.max() <= 3 * np.finfo(dtype).eps, z[np.argmax(error)]
 
 
+@pytest.mark.parametrize("activation", SMOOTH)
+@pytest.mark.parametrize("dtype", WIDE)
+def test_activations_below_zero_keep_their_relative_error(dtype, activation):
+    """1 + erf(-6 / sqrt(2)) has no digit left in float32; what these compute has all but the last bits."""
+    z = -np.logspace(-3, np.log10(6), 20001).astype(dtype)
+    actual, expected = through(z, activation)[0], exactly(z, activation)[0]
+    error = np.abs(actual / expected - 1)
+    assert error.max() <= 64 * np.finfo(dtype).eps, z[np.argmax(error)]
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", HALVES)
 def test_activations_of_every_half(dtype, activation):

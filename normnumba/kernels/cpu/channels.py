@@ -204,7 +204,7 @@ def _backward(dy, x, residual, stats, weight, bias, eps, squared, terms, count, 
     staged, writes = must_stage(dx, inner, dy, x), dx.size > 0 or dresidual.size > 0
     tasks, room = (
         tasks_of(channels * shares, x.size),
-        room_for_upstream(activation, 0 if terms == GIVEN else outer * inner),
+        room_for_upstream(activation, 0 if terms == GIVEN else outer * inner, weight.itemsize),
     )
     for task in prange(tasks):
         buffer = np.empty(room_for_gradients(activation, residual, staged, dx), dx.dtype)
@@ -255,7 +255,7 @@ def _sums(dy, x, residual, weight, bias, activation, stats, sums):
         c, first, last = _samples(task, shares, outer)
         span = c * inner + first * stride, last - first, stride, inner
         m, r, centre = number(stats[0, c]), number(stats[1, c]), _centre(stats[0, c], stats[1, c], number(0))
-        dz = np.empty(room_for_upstream(activation, 0), weight.dtype)
+        dz = np.empty(room_for_upstream(activation, 0, 0), weight.dtype)
         line = m, number(stats[1, c] * weight[c]), number(bias[c] - centre * weight[c]), BLOCK
         sum_dy, sum_dyt = channel_sums(dys, xs, rs, *span, m, r, line, activation, dz, False)
         parts[0, task], parts[1, task] = sum_dy, sum_dyt - (centre * sum_dy if centre else 0.0)

@@ -24,6 +24,7 @@ import numpy as np
 from numba import prange, types
 
 from .. import BATCH, CONSTANT, GIVEN, RELU
+from .activations import SPARE
 from .compiling import address, array_in, array_out, variants
 from .launching import select
 from .lowlevel import (
@@ -280,7 +281,7 @@ def _multiplying(gate):
         width = vectors.shape[1]
         line = vectors[0], vectors[2], vectors[5], width
         partial = np.zeros((2, width), vectors.dtype)
-        dz = np.empty(4 * width if gate == SMOOTH else 0, vectors.dtype)
+        dz = np.empty(4 * width + SPARE if gate == SMOOTH else 0, vectors.dtype)
         for group in range(first, last, GROUP):
             stop, away = _quarters(group, last, width, width, size)
             if gate == SMOOTH:  # whose arithmetic takes longer than reading: neighbours, for fewer calls
@@ -533,7 +534,7 @@ def _write_gradients(dy, x, residual, base, size, first, last, vectors, terms, a
     width = vectors.shape[1]
     first, last = first * width, min(last * width, size)
     buffer = np.empty(room_for_gradients(activation, residual, staged, dx), dx.dtype)
-    dz = np.empty(room_for_upstream(activation, 0), vectors.dtype)
+    dz = np.empty(room_for_upstream(activation, 0, 0), vectors.dtype)
     v = frozen(vectors)
     line = v[0], v[2], v[5], width
     curve = v[0], v[1], v[2], v[3], v[4], width

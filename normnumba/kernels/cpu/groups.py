@@ -130,7 +130,7 @@ def _backward(dy, x, mean, rstd, weight, bias, activation, dx, dweight, dbias):
     tasks = tasks_of(blocks * groups, x.size)
     for task in prange(tasks):
         buffer = np.empty(BLOCK if staged else 0, dx.dtype)
-        dz = np.empty(room_for_upstream(activation, count), weight.dtype)
+        dz = np.empty(room_for_upstream(activation, count, weight.itemsize), weight.dtype)
         first, last = bounds(task, tasks, blocks * groups)
         for part in range(first, last):
             b, g = part // groups, part % groups

@@ -101,7 +101,9 @@ def _lower(name):
     return arithmetic
 
 
-for _operation, _name in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul")):
+_OPERATIONS = {operator.add: "fadd", operator.sub: "fsub", operator.mul: "fmul", operator.truediv: "fdiv"}
+
+for _operation, _name in _OPERATIONS.items():
     infer_global(_operation)(_Arithmetic)
     for _kinds in ((Lanes, Lanes), (Lanes, types.Float), (types.Float, Lanes)):
         lower_builtin(_operation, *_kinds)(_lower(_name))

@@ -139,15 +139,43 @@ def muladd(typingctx, a, b, c):
     return (lanes or a)(*kinds), codegen
 
 
+def _limit(comparison):
+    @intrinsic
+    def limited(typingctx, value, limit):
+        def codegen(context, builder, sig, args):
+            bound = splat(builder, args[1], args[0].type)
+            return builder.select(builder.fcmp_ordered(comparison, args[0], bound), bound, args[0])
+
+        return value(value, limit), codegen
+
+    return limited
+
+
+at_least, at_most = _limit("<"), _limit(">")
+"""max(value, limit) and min(value, limit), where NaN stays NaN."""
+
+
 @intrinsic
-def at_least(typingctx, value, floor):
-    """max(value, floor), where NaN stays NaN."""
+def magnitude(typingctx, value):
+    """|value|"""
 
     def codegen(context, builder, sig, args):
-        low = splat(builder, args[1], args[0].type)
-        return builder.select(builder.fcmp_ordered("<", args[0], low), low, args[0])
+        kind = ir.FunctionType(args[0].type, [args[0].type])
+        function = cgutils.get_or_insert_function(builder.module, kind, overload_of("fabs", args[0].type))
+        return builder.call(function, args)
 
-    return value(value, floor), codegen
+    return value(value), codegen
+
+
+@intrinsic
+def where_negative(typingctx, value, below, above):
+    """`below` where value < 0, `above` where it is not"""
+
+    def codegen(context, builder, sig, args):
+        zero = constant_like(args[0].type.element, args[0].type)(0.0)
+        return builder.select(builder.fcmp_ordered("<", args[0], zero), args[1], args[2])
+
+    return below(value, below, above), codegen
 
 
 def _widen(builder, element, value):
@@ -268,28 +296,51 @@ def load(typingctx, array, index):
     return signature, codegen
 
 
-def constant(low, high):
-    """A number for float32 and one for float64: call it with a value of the type that is wanted."""
+def _number_of(kind):
+    return kind.element if isinstance(kind, Lanes) else kind
+
+
+def constant(low, high=None):
+    """A number for float32 and one for float64, or one for both: call it with a value of that type, or a line."""
 
     @intrinsic
     def typed(typingctx, like):
-        value = high if like == types.float64 else low
-        return like(like), lambda context, builder, sig, args: context.get_constant(sig.return_type, value)
+        number = _number_of(like)
+        value = high if number == types.float64 and high is not None else low
+        return number(like), lambda context, builder, sig, args: context.get_constant(number, value)
 
     return typed
 
 
-def polynomial(low, high):
-    """The polynomials with these coefficients, the constant one first: `low` for float32, `high` for float64."""
+@intrinsic
+def in_float32(typingctx, value):
+    """Whether that is computed in float32: known when the kernel is compiled"""
+    single = _number_of(value) == types.float32
+    return types.boolean(value), lambda context, builder, sig, args: context.get_constant(types.boolean, single)
+
+
+def _horner(builder, coefficients, x):
+    *rest, total = coefficients
+    for coefficient in reversed(rest):
+        total = builder.fadd(builder.fmul(total, x, flags=("contract",)), coefficient, flags=("contract",))
+    return total
+
+
+def polynomial(low, high=None):
+    """The polynomial with these coefficients, the constant one first, in float32, or in float64 if it has none there.
+
+    Even and odd powers apart, in two chains half as long: silu took 5.8 ns for 16 elements instead of 7.
+    """
 
     @intrinsic
     def evaluate(typingctx, x):
+        number = _number_of(x)
+
         def codegen(context, builder, sig, args):
-            *rest, total = [context.get_constant(x, c) for c in (high if x == types.float64 else low)]
-            for coefficient in reversed(rest):
-                product = builder.fmul(total, args[0], flags=("contract",))
-                total = builder.fadd(product, coefficient, flags=("contract",))
-            return total
+            coefficients = high if number == types.float64 and high is not None else low
+            constants = [splat(builder, context.get_constant(number, c), args[0].type) for c in coefficients]
+            square = builder.fmul(args[0], args[0])
+            return _horner(builder, [_horner(builder, constants[k::2], square) for k in (0, 1)], args[0])
 
         return x(x), codegen
 
@@ -298,13 +349,17 @@ def polynomial(low, high):
 
 @intrinsic
 def two_to_minus(typingctx, shifted):
-    """2^-k from k + 1.5 * 2^23 (float32) or k + 1.5 * 2^52, whose last bits are those of k: for k from 0 to 126."""
+    """2^-k from k + 1.5 * 2^23 (float32) or k + 1.5 * 2^52, whose last bits are those of k.
+
+    For k from -127 to 126, or -1023 to 1022. One more is 0, one less Inf.
+    """
 
     def codegen(context, builder, sig, args):
-        wide = sig.return_type == types.float64
-        bits, mantissa, bias = (ir.IntType(64), 52, 1023) if wide else (_I32, 23, 127)
-        power = builder.shl(builder.bitcast(args[0], bits), bits(mantissa))
-        return builder.bitcast(builder.sub(bits(bias << mantissa), power), args[0].type)
+        wide = _number_of(shifted) == types.float64
+        element, mantissa, bias = (ir.IntType(64), 52, 1023) if wide else (_I32, 23, 127)
+        bits, number = shaped(element, args[0].type), constant_like(element, args[0].type)
+        power = builder.shl(builder.bitcast(args[0], bits), number(mantissa))
+        return builder.bitcast(builder.sub(number(bias << mantissa), power), args[0].type)
 
     return shifted(shifted), codegen
 
@@ -350,7 +405,7 @@ def _store(context, builder, array_type, array, index, value, scope, add):
 
 @intrinsic
 def store(typingctx, array, index, value):
-    """array[index] = value, rounded to the array's type. At a `Line`, past the caches: call `fence` in the end."""
+    """array[index] = value, rounded to the array's type. Past the caches at a `Line`: call `fence` in the end."""
     if isinstance(index, Line):
         return types.void(array, index, value), _store_line
     signature = types.void(array, types.intp, accumulator(array.dtype))
@@ -370,8 +425,10 @@ def _store_line(context, builder, sig, args):
 
 
 def _stream(builder, value, pointer, align):
+    """Past the caches, unless it may begin anywhere: such a store of a pair is an ordinary one."""
     store = builder.store(value, pointer, align=align)
-    store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(_I32, 1)]))
+    if align >= QUARTER:
+        store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(_I32, 1)]))
 
 
 @intrinsic(prefer_literal=True)
