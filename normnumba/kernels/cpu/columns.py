@@ -51,6 +51,7 @@ from .spans import (
     OPEN,
     SMOOTH,
     SUMMED,
+    continued,
     flush,
     gate_of,
     is_far,
@@ -405,22 +406,11 @@ def _write_block(x, residual, base, size, b, blocks, long_rows, vectors, activat
     first, last = first * width, min(last * width, size)
     buffer = np.empty(BLOCK if staged else 0, y.dtype)
     z = np.empty(BLOCK if activation > RELU else 0, vectors.dtype)
-    v = frozen(_continued(vectors, lanes_of(y)) if past else vectors)
+    v = frozen(continued(vectors, lanes_of(y)) if past else vectors)
     line = v[0], v[1], v[2], width
     write_span(x, residual, base + first, 1, 0, last - first, line, activation, z, y, past, buffer, BLOCK)
     if staged or past:
         fence()
-
-
-@allocating
-def _continued(vectors, lanes):
-    """The vectors, and behind their last columns the first ones again, so that a line may begin at any column"""
-    width = vectors.shape[1]
-    longer = np.empty((vectors.shape[0], width + lanes), vectors.dtype)
-    for k in range(longer.shape[0]):
-        for j in range(longer.shape[1]):
-            longer[k, j] = vectors[k, j % width]
-    return longer
 
 
 def _forward_signature(T, A):

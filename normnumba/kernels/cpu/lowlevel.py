@@ -25,9 +25,6 @@ from .lanes import Lanes, Line, constant_like, overload_of, shaped, splat, total
 LINE = 64
 """Bytes in a cache line, and in most streaming stores."""
 
-QUARTER = 16
-"""Bytes in the shortest streaming store of a vector. Large arrays of NumPy begin 16 behind a line."""
-
 OPTIONS = {"nogil": True, "error_model": "numpy"}
 """How kernels are compiled. Strict arithmetic, because the serial and the parallel twin of a kernel, two compilations
 of one source, must give the same bits, and which product LLVM fuses with which sum is its own choice."""
@@ -228,10 +225,17 @@ def line_of(typingctx, array, index):
 
 
 @intrinsic
-def quarters_of(typingctx, array, index):
-    """`line_of` for a `store` that may begin at any quarter of a line: four stores, which the core gathers."""
-    line = Line(LINE * 8 // array.dtype.bitwidth, QUARTER)
-    return line(array, types.intp), lambda context, builder, sig, args: args[1]
+def parted(typingctx, array, count, first, second):
+    """A line of `array` with one number in the first `count` lanes and another behind them."""
+    lanes = Lanes(first, LINE * 8 // array.dtype.bitwidth)
+
+    def codegen(context, builder, sig, args):
+        like, i32 = context.get_value_type(lanes), ir.VectorType(_I32, lanes.count)
+        ends = splat(builder, builder.trunc(args[1], _I32), i32)
+        before = builder.icmp_signed("<", ir.Constant(i32, [*range(lanes.count)]), ends)
+        return builder.select(before, splat(builder, args[2], like), splat(builder, args[3], like))
+
+    return lanes(array, types.intp, first, first), codegen
 
 
 def _pair(array):
@@ -273,11 +277,12 @@ def lane_sum(typingctx, lanes):
 def load(typingctx, array, index):
     """array[index] in the accumulator's type. From a read-only array it may be moved across any `store` of an element.
 
-    A number stands for an array that holds it everywhere, so that a loop serves one channel and rows of channels alike.
+    A number stands for an array that holds it everywhere, so that a loop serves one channel and rows of channels alike;
+    and a line for one that holds it in every line.
     At a `Line`, the elements from there on.
     """
     at = index if isinstance(index, Line) else types.intp
-    if isinstance(array, types.Float):
+    if isinstance(array, types.Float | Lanes):
         return array(array, at), lambda context, builder, sig, args: args[0]
     number = accumulator(array.dtype)
     signature = (Lanes(number, at.count) if isinstance(at, Line) else number)(array, at)
@@ -425,9 +430,9 @@ def _store_line(context, builder, sig, args):
 
 
 def _stream(builder, value, pointer, align):
-    """Past the caches, unless it may begin anywhere: such a store of a pair is an ordinary one."""
+    """Past the caches where it begins a line; the store of a pair, which may begin anywhere, is an ordinary one."""
     store = builder.store(value, pointer, align=align)
-    if align >= QUARTER:
+    if align == LINE:
         store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(_I32, 1)]))
 
 

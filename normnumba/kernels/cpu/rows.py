@@ -15,7 +15,6 @@ from .compiling import array_in, array_out, variants
 from .launching import select
 from .lowlevel import (
     BLOCK,
-    QUARTER,
     STREAM_FROM,
     accumulate,
     allocating,
@@ -47,6 +46,7 @@ from .spans import (
     GROUP,
     add,
     add_past_caches,
+    continued,
     copy,
     flush,
     gradient_terms,
@@ -135,8 +135,8 @@ SEVERAL = 16
 """How many rows those are at most, and up to 128 elements."""
 
 TOGETHER = 2048
-"""Elements that they have together at most, read twice: 16 KiB of float64, half of L1. In memory sixteen rows of 64
-reached 97 % of the speed of a copy and two 89; of 256, where this allows eight, sixteen 84 and two all of it."""
+"""Elements that they have together at most, read twice: 16 KiB of float64, half of L1. Past the caches half as many,
+since memory waits while they are added up: rows of 128 took 0.9 of the time, of 256 0.8."""
 
 PAIRED = 8192
 """Elements up to which two rows are differentiated at a time: with dy they fill an eighth of L2. Where results are
@@ -306,10 +306,19 @@ def _normalize_row(x, start, cols, weight, bias, eps, center, rounding, y, at, p
 
 
 @allocating
+def _parameters(weight, bias, lanes):
+    """weight and bias, `continued`"""
+    both = np.empty((2, weight.size), weight.dtype)
+    both[0], both[1] = weight, bias
+    return frozen(continued(both, lanes))
+
+
+@allocating
 def _normalize_narrow(x, first, last, weight, bias, eps, center, rounding, y, past, mean, rstd):
-    """Set y, mean and rstd of the rows from first to last; `past` the caches, where they are whole lines"""
+    """Set y, mean and rstd of the rows from first to last, `past` the caches or not"""
     number, cols, statistics = weight.dtype.type, weight.size, np.empty((3, SEVERAL))
-    step = min(SEVERAL, TOGETHER // max(cols, 1))
+    vectors = _parameters(weight, bias, lanes_of(y)) if past else frozen(np.empty((2, 0), weight.dtype))
+    step = min(SEVERAL, TOGETHER // (2 if past else 1) // max(cols, 1))
     for row in range(first, last, step):
         count = min(step, last - row)
         moments_of_several(x, row * cols, count, cols, eps, center, number(0), statistics)
@@ -321,7 +330,7 @@ def _normalize_narrow(x, first, last, weight, bias, eps, center, rounding, y, pa
                 mean[row + k] = pivot + shift
             rstd[row + k] = r
         if past:
-            normalize_several_past_caches(rounding, x, row * cols, count, statistics, weight, bias, y)
+            normalize_several_past_caches(rounding, x, row * cols, count, statistics, vectors, y)
 
 
 @variants(
@@ -335,8 +344,8 @@ def _forward(x, weight, bias, eps, center, rounding, y, mean, rstd):
     xs, ys = flat(x), flat(y)
     staged = shares_memory(y, x, x)
     narrow = cols <= NARROW and not staged
-    whole = narrow and cols % lanes_of(y) == 0 and y.ctypes.data % QUARTER == 0
-    past, tasks = not staged and (whole or cols >= STREAMED) and must_stream(y, x.size), tasks_of(rows, x.size)
+    by_line = cols >= STREAMED or (narrow and cols >= lanes_of(y))
+    past, tasks = not staged and by_line and must_stream(y, x.size), tasks_of(rows, x.size)
     for task in prange(tasks):
         buffer = np.empty(BLOCK if staged else 0, y.dtype)
         first, last = bounds(task, tasks, rows)

@@ -21,7 +21,6 @@ from .. import CONSTANT, NONE, RELU
 from .activations import SPARE, activate, differentiate
 from .lowlevel import (
     BLOCK,
-    LINE,
     accumulate,
     allocating,
     at_least,
@@ -36,9 +35,9 @@ from .lowlevel import (
     load,
     muladd,
     must_stream,
+    parted,
     plus,
     prefetch,
-    quarters_of,
     rounded,
     scalar,
     shares_memory,
@@ -86,6 +85,13 @@ def add_past_caches(x, start, other, first, count, total, at):
     add(x, start + done, other, first + done, count - done, total, at + done)
 
 
+@inlined
+def _line_of_row(statistics, k, number):
+    """pivot, rstd, shift of a row, from what `moments_of_several` left"""
+    r = statistics[2, k]
+    return number(statistics[0, k]), number(r), number(-statistics[1, k] * r)
+
+
 def _normalizing(rounding):
     @inlined_elementwise
     def element(x, i, pivot, rstd, shift, weight, bias, c, y, at):
@@ -107,18 +113,28 @@ def _normalizing(rounding):
             prefetch(x, line_of(y, start + i + ahead))
 
     @elementwise
-    def normalize_several(x, start, count, statistics, weight, bias, y, aligned):
-        """Rows of whole lines, one behind the other: in memory by quarters of lines 33 ns for one of 128, aligned 25"""
-        number, cols = weight.dtype.type, weight.size
+    def normalize_several(x, start, count, statistics, continued, y):
+        """Rows one behind the other by the line; one line may have the end of a row and the beginning of the next"""
+        number, lanes = continued.dtype.type, lanes_of(y)
+        cols, weight, bias = continued.shape[1] - lanes, continued[0], continued[1]
+        c, line = whole_lines(y, start, cols)[0], _line_of_row(statistics, 0, number)
+        normalize(x, start, c, *line, weight, bias, 0, y, start)
         for k in range(count):
-            i, r = start + k * cols, statistics[2, k]
-            line = number(statistics[0, k]), number(r), number(-statistics[1, k] * r), weight, bias
-            if aligned:
-                for c in range(0, cols, lanes_of(y)):
-                    element(x, line_of(y, i + c), *line, line_of(y, c), y, line_of(y, i + c))
+            i, (pivot, rstd, shift) = start + k * cols, line
+            while c + lanes <= cols:
+                element(x, line_of(y, i + c), *line, weight, bias, line_of(y, c), y, line_of(y, i + c))
+                prefetch(x, i + c + BLOCK)
+                c += lanes
+            if k + 1 == count:
+                normalize(x, i + c, cols - c, *line, weight, bias, c, y, i + c)
             else:
-                for c in range(0, cols, lanes_of(y)):
-                    element(x, line_of(y, i + c), *line, line_of(y, c), y, quarters_of(y, i + c))
+                line = _line_of_row(statistics, k + 1, number)
+                if c < cols:
+                    n = cols - c
+                    both = parted(y, n, pivot, line[0]), parted(y, n, rstd, line[1]), parted(y, n, shift, line[2])
+                    element(x, line_of(y, i + c), *both, weight, bias, line_of(y, c), y, line_of(y, i + c))
+                    c += lanes
+                c -= cols
 
     return normalize, normalize_lines, normalize_several
 
@@ -139,14 +155,24 @@ def normalize(rounding, x, start, count, pivot, rstd, shift, weight, bias, colum
         _normalize(x, start, count, pivot, rstd, shift, weight, bias, column, y, at)
 
 
+@allocating
+def continued(vectors, lanes):
+    """The vectors, and behind their last columns the first ones again, so that a line may begin at any column"""
+    width = vectors.shape[1]
+    longer = np.empty((vectors.shape[0], width + lanes), vectors.dtype)
+    for k in range(longer.shape[0]):
+        for j in range(longer.shape[1]):
+            longer[k, j] = vectors[k, j % width]
+    return longer
+
+
 @inlined
-def normalize_several_past_caches(rounding, x, start, count, statistics, weight, bias, y):
-    """`normalize` of rows of whole lines, past the caches: by quarters of lines unless y begins a line"""
-    aligned = y.ctypes.data % LINE == 0
+def normalize_several_past_caches(rounding, x, start, count, statistics, continued, y):
+    """`normalize` of rows no shorter than a line, past the caches; weight and bias are `continued` for a line"""
     if rounding:
-        _normalize_several_rounding(x, start, count, statistics, weight, bias, y, aligned)
+        _normalize_several_rounding(x, start, count, statistics, continued, y)
     else:
-        _normalize_several(x, start, count, statistics, weight, bias, y, aligned)
+        _normalize_several(x, start, count, statistics, continued, y)
 
 
 @scalar
