@@ -3,8 +3,8 @@
 Fresh pages of memory cost as much as a kernel, so there are three ways of calling normnumba. `ours` allocates its
 outputs, as its peers do, and is what is compared with them. `ours_reused` does so under `reuse_outputs`, and is what is
 compared with a framework that keeps the memory of its outputs from call to call; small arrays have no such way.
-`ours_out` writes its large output into an existing array, as the ceiling does, and gives GB/s and percent of it. An op
-without a large output has the first way only.
+`ours_out` writes its large output into an existing array, as the ceiling does, and another that it may have into reused
+memory; it gives GB/s and percent of the ceiling. An op without a large output has the first way only.
 
 Every framework runs as it comes, on as many threads as numba. Up to 32 MiB, NumPy, torch and `ours` get the pages of
 the call before from malloc. A framework is timed where its results agree with the reference.
@@ -83,12 +83,14 @@ def our_calls(cell: Cell, arguments: Arguments) -> dict[str, Call]:
     """normnumba in its ways, and NumPy."""
     ours = getattr(normnumba, cell.op.function)
     calls: dict[str, Call] = {"ours": partial(ours, **arguments)}
-    if cell.op.direction != "moments" and cell.x_bytes >= SMALLEST:
-        context = copy_context()  # where outputs are reused, as long as there is the call that runs in it
-        context.run(normnumba.reuse_outputs().__enter__)
-        calls["ours_reused"] = partial(context.run, calls["ours"])
+    into = {}
     if cell.op.direction != "moments" and "out" in inspect.signature(ours).parameters:
-        calls["ours_out"] = partial(ours, **arguments, out=np.zeros_like(data_of(arguments)))
+        into["ours_out"] = partial(ours, **arguments, out=np.zeros_like(data_of(arguments)))
+    if cell.op.direction != "moments" and cell.x_bytes >= SMALLEST:
+        context = copy_context()  # where outputs are reused, as long as there is a call that runs in it
+        context.run(normnumba.reuse_outputs().__enter__)
+        into = {name: partial(context.run, call) for name, call in {"ours_reused": calls["ours"], **into}.items()}
+    calls |= into
     if hasattr(numpy_peer, cell.op.function):
         calls["numpy"] = lambda: cell.op(numpy_peer, arguments)
     return calls

@@ -48,7 +48,8 @@ def results(peers: dict[str, Any]) -> str:
         f"several shapes. Below 1x we are slower; within {figures.LEVEL:.0%} counts as level; cases that other "
         "processes disturbed are left out." + _without_reuse(peers["cases"]),
         "The ceiling is what the machine streams at the same size in the same minute, and ours beside it writes into "
-        f"an existing array (`out=`): median over arrays of {figures.nbytes(figures.STREAMING_BYTES)} and more.",
+        "an existing array (`out=`), a second output into memory of the call before: median over arrays of "
+        f"{figures.nbytes(figures.STREAMING_BYTES)} and more.",
     )
     head = [*figures.tallies(peers["cases"]), *figures.classes(peers["cases"])]
     return "\n".join([*(f"- {line}" for line in head), "", *lines, "", *(f"- {note}" for note in notes)])
