@@ -6,6 +6,7 @@ from ..device.array import empty
 from ..dispatch import everywhere, home
 from ..kernels import CONSTANT, GIVEN
 from ..views import Array, as_channels, integer
+from . import plain
 from .channels import Given, differentiate_channels, normalize_channels, statistics_of, tail_of
 from .checks import EMPTY, FLOAT64, check_like, output
 from .masks import differentiate_masked, masked_moments
@@ -98,7 +99,7 @@ def batch_norm_backward_sums(
     return _pair(sums)
 
 
-@everywhere
+@everywhere(short=plain.batch_norm_backward_apply)
 def batch_norm_backward_apply(
     dy: Array,
     x: Array,

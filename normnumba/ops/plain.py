@@ -15,7 +15,7 @@ import numpy as np
 
 from ..kernels.cpu import plain as kernels
 from ..views import Array, Channels, Groups, Rows, as_channels, as_groups, as_rows
-from .checks import ACTIVATIONS, EMPTY, constant
+from .checks import ACTIVATIONS, EMPTY, FLOAT64, constant
 
 Vector = Array | None
 Results = tuple[Any, ...] | None
@@ -180,6 +180,35 @@ def batch_norm_inference_backward(
     """dx, dweight, dbias, None."""
     view = as_channels(x, channel_axis)
     return _differentiate_channels(view, dy, x, mean, var, weight, bias, eps, True, activation)
+
+
+def batch_norm_backward_apply(
+    dy: Array,
+    x: Array,
+    mean: Array,
+    rstd: Array,
+    weight: Vector,
+    sum_dy: Array,
+    sum_dy_xhat: Array,
+    count: int,
+    channel_axis: int,
+) -> Array | None:
+    """dx."""
+    view = as_channels(x, channel_axis)
+    number, (scale, offset) = view.number, _affine(view, view.channels, weight, None)
+    if not (view.plain_shape and dy.dtype == scale.dtype == number and dy.shape == view.shape):
+        return None
+    if not (type(count) is int and view.count <= count < 1 << 63 and dy.flags.c_contiguous):
+        return None
+    if mean.dtype == rstd.dtype == number:
+        mean, rstd = mean.astype(FLOAT64), rstd.astype(FLOAT64)
+    if not mean.dtype == rstd.dtype == sum_dy.dtype == sum_dy_xhat.dtype == FLOAT64:
+        return None
+    result = dx = np.empty(view.shape, number)
+    if view.plain_shape is not view.shape:
+        x, dy, dx = _reshaped(view, x, dy, dx)
+    known = dy, mean, rstd, scale, offset, sum_dy, sum_dy_xhat, count
+    return result if kernels.batch_apply(x, *known, dx) else None
 
 
 def _differentiate_channels(

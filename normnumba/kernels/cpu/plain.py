@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from .. import BATCH, CONSTANT
+from .. import BATCH, CONSTANT, GIVEN, NONE
 from . import channels, columns, groups, launching, rows
 from .compiling import address, array_in, array_out, variants
 from .lowlevel import allocating, assumed_contiguous, calling, scalar
@@ -54,6 +54,13 @@ def batch_backward(x: Any, *arguments: Any) -> bool:
     if x.ndim == 2:
         return _run(_columns_backward, columns._backward_sample, x, arguments)
     return _run(_channels_backward, channels._backward, x, arguments)
+
+
+def batch_apply(x: Any, *arguments: Any) -> bool:
+    """Write dx from float64 statistics and sums: x, dy, mean, rstd, weight, bias, sum_dy, sum_dyxhat, count, dx."""
+    if x.ndim == 2:
+        return _run(_columns_apply, columns._backward_sample, x, arguments)
+    return _run(_channels_apply, channels._backward, x, arguments)
 
 
 def groups_forward(x: Any, *arguments: Any) -> bool:
@@ -231,6 +238,23 @@ def _differentiate(kernel, x, dy, mean, rstd_or_var, weight, bias, eps, given, a
     return True
 
 
+def _apply(kernel, x, dy, mean, rstd, weight, bias, sum_dy, sum_dyxhat, count, dx):
+    size = x.shape[1]
+    if not (_fits(mean, size) and _fits(rstd, size) and _fits(sum_dy, size) and _fits(sum_dyxhat, size)):
+        return False
+    if not (_aligned(dy) and _aligned(x) and _fits(weight, size) and _fits(bias, size)):
+        return False
+    dys, xs, dxs = _in_geometry(dy), _in_geometry(x), _in_geometry(dx)
+    stats, sums = _stacked(mean, rstd), _stacked(sum_dy, sum_dyxhat)
+    affine = assumed_contiguous(weight), assumed_contiguous(bias)
+    known = dys, xs, xs[:0], stats, *affine, 0.0, False, GIVEN, count, NONE
+    if x.ndim == 2:
+        _differentiate_columns(kernel, (0, *known, dxs, dxs[:0], sums))
+    else:
+        _differentiate_channels(kernel, (*known, dxs, dxs[:0], sums))
+    return True
+
+
 def _forward_signature(ndim):
     return lambda T, A: types.boolean(
         *(types.intp, array_in(T, ndim), *_vectors(A, 2), types.float64, types.intp, array_out(T, ndim)),
@@ -251,12 +275,21 @@ def _backward_signature(ndim):
     )
 
 
+def _apply_signature(ndim):
+    return lambda T, A: types.boolean(
+        *(types.intp, array_in(T, ndim), array_in(T, ndim), *_vectors(types.float64, 2), *_vectors(A, 2)),
+        *(*_vectors(types.float64, 2), types.intp, array_out(T, ndim)),
+    )
+
+
 _columns_forward = variants(_forward_signature(2), "columns_forward", plain=True)(_normalize)
 _columns_inference = variants(_inference_signature(2), "columns_inference", plain=True)(_infer)
 _columns_backward = variants(_backward_signature(2), "columns_backward", plain=True)(_differentiate)
+_columns_apply = variants(_apply_signature(2), "columns_apply", plain=True)(_apply)
 _channels_forward = variants(_forward_signature(4), "channels_forward", plain=True)(_normalize)
 _channels_inference = variants(_inference_signature(4), "channels_inference", plain=True)(_infer)
 _channels_backward = variants(_backward_signature(4), "channels_backward", plain=True)(_differentiate)
+_channels_apply = variants(_apply_signature(4), "channels_apply", plain=True)(_apply)
 
 
 @variants(
