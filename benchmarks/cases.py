@@ -122,18 +122,24 @@ def data_of(arguments: Arguments) -> np.ndarray:
     return arguments["x"] if "x" in arguments else arguments["summed"]
 
 
+LINE_ELEMENTS = 16
+"""float32 elements in a cache line."""
+
+
 def unit_size(family: str, geometry: Geometry) -> int:
     """How many elements share one mean: what a core would like to keep in its private cache between two passes.
 
-    Channels-last data cannot be taken a channel at a time, so there the unit is the whole array.
+    Channels-last data cannot be taken a channel at a time, so there the unit is the whole array; nor a group at a time
+    where several share a cache line, and there it is a sample.
     """
     if family in ("layer_norm", "rms_norm"):
         return math.prod(geometry.shape[a] for a in geometry.axes)
     (channel,) = geometry.axes
+    inner = math.prod(geometry.shape[channel + 1 :])
     if family in ("group_norm", "instance_norm"):
         groups = _groups(geometry) if family == "group_norm" else geometry.shape[channel]
-        return geometry.size // max(geometry.shape[0] * groups, 1)
-    inner = math.prod(geometry.shape[channel + 1 :])
+        shared = inner == 1 and geometry.shape[channel] < LINE_ELEMENTS * groups
+        return geometry.size // max(geometry.shape[0] * (1 if shared else groups), 1)
     return geometry.size if inner == 1 else geometry.size // max(geometry.shape[channel], 1)
 
 

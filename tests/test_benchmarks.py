@@ -317,6 +317,10 @@ def test_more_shapes_come_only_when_asked_for() -> None:
         # Channels last, nothing stays: the whole array is one unit.
         (BATCH, Geometry((32, 56, 56, 256), -1), "float32", 3 * 32 * 256 * 56 * 56 * 4),
         (BY_NAME["batch_moments"], Geometry((32, 56, 56, 256), -1), "float32", 32 * 256 * 56 * 56 * 4),
+        # A group of ten channels last does not stay, for its lines are others' too. One of 64 has lines of its own.
+        (BY_NAME["group_norm_forward"], Geometry((2, 96, 96, 320), -1), "float32", 3 * 2 * 96 * 96 * 320 * 4),
+        (BY_NAME["group_norm_forward"], Geometry((2, 32, 32, 2048), -1), "float32", 2 * 2 * 32 * 32 * 2048 * 4),
+        (BY_NAME["group_norm_forward"], Geometry((2, 320, 96, 96), 1), "float32", 2 * 2 * 96 * 96 * 320 * 4),
     ],
 )
 def test_bytes_moved(op: Op, geometry: Geometry, dtype: str, expected: int) -> None:
