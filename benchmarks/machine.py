@@ -12,6 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from llvmlite.binding import get_host_cpu_name
+
 PACKAGES = ("normnumba", "numba", "llvmlite", "numpy", "ml_dtypes", "tbb", "torch", "jax", "onnxruntime", "asv")
 
 DISTURBED = 0.15
@@ -21,12 +23,13 @@ _CPU = Path("/sys/devices/system/cpu/cpu0")
 
 
 def cpu_model() -> str:
-    """The CPU's name for itself."""
+    """The CPU's name for itself, and LLVM's for its microarchitecture: virtual machines say "AMD EPYC" of any."""
     try:
         match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
         match = None
-    return match.group(1).strip() if match else platform.processor() or platform.machine()
+    name = match.group(1).strip() if match else platform.processor() or platform.machine()
+    return f"{name} ({get_host_cpu_name()})"
 
 
 def asv_name() -> str:
