@@ -741,7 +741,7 @@ def test_page_opens_offline(tmp_path: Path) -> None:
 
     assert page.count("Plotly.newPlot") == 3
     assert "<b>1 of 2</b><span>cases faster than the fastest framework" in page
-    assert "layer_norm_forward 1x768@-1</code>: 2 ms against the 1 ms of JAX jit (0.50x)" in page
+    assert "layer_norm_forward 1x768@-1</code>: 2 ms against the 1 ms of JAX jit (0.50x in the median round)" in page
     assert '<td class="fastest loss" title="1 ms">0.50x</td>' in page
     assert "Without ONNX Runtime (y is off by &lt;0.1&gt;): layer_norm_forward 1x768@-1." in page
     assert "There is no comparison with ONNX Runtime: onnx is not installed." in page
