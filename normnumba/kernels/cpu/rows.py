@@ -317,7 +317,7 @@ def _parameters(weight, bias, lanes):
 def _normalize_narrow(x, first, last, weight, bias, eps, center, rounding, y, past, mean, rstd):
     """Set y, mean and rstd of the rows from first to last, `past` the caches or not"""
     number, cols, statistics = weight.dtype.type, weight.size, np.empty((3, SEVERAL))
-    vectors = _parameters(weight, bias, lanes_of(y)) if past else frozen(np.empty((2, 0), weight.dtype))
+    affine = _parameters(weight, bias, lanes_of(y)) if past else frozen(np.empty((2, 0), weight.dtype))
     step = min(SEVERAL, TOGETHER // (2 if past else 1) // max(cols, 1))
     for row in range(first, last, step):
         count = min(step, last - row)
@@ -330,7 +330,7 @@ def _normalize_narrow(x, first, last, weight, bias, eps, center, rounding, y, pa
                 mean[row + k] = pivot + shift
             rstd[row + k] = r
         if past:
-            normalize_several_past_caches(rounding, x, row * cols, count, statistics, vectors, y)
+            normalize_several_past_caches(rounding, x, row * cols, count, statistics, affine, y)
 
 
 @variants(

@@ -113,17 +113,17 @@ def _normalizing(rounding):
             prefetch(x, line_of(y, start + i + ahead))
 
     @elementwise
-    def normalize_several(x, start, count, statistics, continued, y):
+    def normalize_several(x, start, count, statistics, affine, y):
         """Rows one behind the other by the line; one line may have the end of a row and the beginning of the next"""
-        number, lanes = continued.dtype.type, lanes_of(y)
-        cols, weight, bias = continued.shape[1] - lanes, continued[0], continued[1]
+        number, lanes = affine.dtype.type, lanes_of(y)
+        cols, weight, bias = affine.shape[1] - lanes, affine[0], affine[1]
         c, line = whole_lines(y, start, cols)[0], _line_of_row(statistics, 0, number)
         normalize(x, start, c, *line, weight, bias, 0, y, start)
         for k in range(count):
             i, (pivot, rstd, shift) = start + k * cols, line
             while c + lanes <= cols:
                 element(x, line_of(y, i + c), *line, weight, bias, line_of(y, c), y, line_of(y, i + c))
-                prefetch(x, i + c + BLOCK)
+                prefetch(x, i + c + BLOCK)  # or memory waits while the next rows are added up
                 c += lanes
             if k + 1 == count:
                 normalize(x, i + c, cols - c, *line, weight, bias, c, y, i + c)
@@ -167,12 +167,12 @@ def continued(vectors, lanes):
 
 
 @inlined
-def normalize_several_past_caches(rounding, x, start, count, statistics, continued, y):
-    """`normalize` of rows no shorter than a line, past the caches; weight and bias are `continued` for a line"""
+def normalize_several_past_caches(rounding, x, start, count, statistics, affine, y):
+    """`normalize` of rows no shorter than a line, past the caches; `affine` is weight and bias, `continued`"""
     if rounding:
-        _normalize_several_rounding(x, start, count, statistics, continued, y)
+        _normalize_several_rounding(x, start, count, statistics, affine, y)
     else:
-        _normalize_several(x, start, count, statistics, continued, y)
+        _normalize_several(x, start, count, statistics, affine, y)
 
 
 @scalar
