@@ -23,6 +23,7 @@ KERNELS = {
     "rms_norm": ("plain.rows_{}", "rows.{}", "strips.{}"),
     "batch_norm_inference_backward": ("plain.channels_{}", "plain.columns_{}", *_BATCH),
     "batch_norm_inference": ("plain.channels_inference", "plain.columns_inference", *_BATCH),
+    "batch_norm_backward_apply": ("plain.channels_apply", "plain.columns_apply", *_BATCH),
     "batch_norm_backward_": _BATCH,
     "batch_norm": ("plain.channels_{}", "plain.columns_{}", *_BATCH),
     "batch_moments": _BATCH,

@@ -39,6 +39,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """What a run of all tests leaves out because of the time that it takes."""
     every = "build every variant of the CUDA kernels for every architecture, not one of each kind"
     parser.addoption("--every-variant", action="store_true", help=every)
+    part = "every other case of what has several, and no test that compiles kernels again, for slow machines"
+    parser.addoption("--part", action="store_true", help=part)
+
+
+COMPILING = ("test_codegen.py", "test_compilation.py", "test_other_cpus.py")
+"""Tests that compile for other processors, or edited sources: a third of the time of a whole run."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what a part of the tests does not have: the same ones every time."""
+    if config.option.part:
+        kept = [item for item in items if item.path.name not in COMPILING and _is_kept(item.nodeid)]
+        config.hook.pytest_deselected(items=[item for item in items if item not in {*kept}])
+        items[:] = kept
+
+
+def _is_kept(nodeid: str) -> bool:
+    return "[" not in nodeid or zlib.crc32(nodeid.encode()) % 2 == 0
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
