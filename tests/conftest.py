@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -39,12 +40,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """What a run of all tests leaves out because of the time that it takes."""
     every = "build every variant of the CUDA kernels for every architecture, not one of each kind"
     parser.addoption("--every-variant", action="store_true", help=every)
-    part = "every other case of what has several, and no test that compiles kernels again, for slow machines"
+    part = "float32 and bfloat16, every other case of what has several, and no test that compiles kernels again"
     parser.addoption("--part", action="store_true", help=part)
 
 
-COMPILING = ("test_codegen.py", "test_compilation.py", "test_other_cpus.py")
+COMPILING = ("test_codegen.py", "test_compilation.py", "test_compile_command.py", "test_other_cpus.py")
 """Tests that compile for other processors, or edited sources: a third of the time of a whole run."""
+
+DTYPES = re.compile("(?<!b)float(16|64)")
+"""Those whose kernels a part of the tests does without."""
 
 
 @pytest.hookimpl(trylast=True)
@@ -57,7 +61,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _is_kept(nodeid: str) -> bool:
-    return "[" not in nodeid or zlib.crc32(nodeid.encode()) % 2 == 0
+    return "[" not in nodeid or (not DTYPES.search(nodeid) and zlib.crc32(nodeid.encode()) % 2 == 0)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -66,12 +70,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     Of several workers of pytest-xdist the first does so, and the others wait.
     """
     gc.freeze()  # thousands of tests are there to stay: looking through them took collections two seconds each
-    if len(session.items) < WHOLE or session.config.option.collectonly:
+    if len(session.items) < (WHOLE // 2 if session.config.option.part else WHOLE) or session.config.option.collectonly:
         return
     worker, done = _worker(session.config)
     if worker == "gw0":
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(_compile_kernels, KERNELS))
+            wanted = [k for k in KERNELS if not (session.config.option.part and DTYPES.search(k[1]))]
+            list(pool.map(_compile_kernels, wanted))
         done.touch()
     for _ in range(WAIT):
         if done.exists():
