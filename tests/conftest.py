@@ -40,14 +40,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """What a run of all tests leaves out because of the time that it takes."""
     every = "build every variant of the CUDA kernels for every architecture, not one of each kind"
     parser.addoption("--every-variant", action="store_true", help=every)
-    part = "float32 and bfloat16, every other case of what has several, and no test that compiles kernels again"
+    part = "float32 alone, every other case of what has several, and no test that compiles kernels again"
     parser.addoption("--part", action="store_true", help=part)
 
 
 COMPILING = ("test_codegen.py", "test_compilation.py", "test_compile_command.py", "test_other_cpus.py")
 """Tests that compile for other processors, or edited sources: a third of the time of a whole run."""
 
-DTYPES = re.compile("(?<!b)float(16|64)")
+DTYPES = re.compile("float(16|64)")
 """Those whose kernels a part of the tests does without."""
 
 
