@@ -45,7 +45,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 COMPILING = ("test_codegen.py", "test_compilation.py", "test_compile_command.py", "test_other_cpus.py")
-"""Tests that compile for other processors, or edited sources: a third of the time of a whole run."""
+"""Tests that compile for other processors, or edited sources, or again what is in the cache."""
 
 DTYPES = re.compile("float(16|64)")
 """Those whose kernels a part of the tests does without."""
@@ -55,9 +55,9 @@ DTYPES = re.compile("float(16|64)")
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what a part of the tests does not have: the same ones every time."""
     if config.option.part:
-        kept = [item for item in items if item.path.name not in COMPILING and _is_kept(item.nodeid)]
-        config.hook.pytest_deselected(items=[item for item in items if item not in {*kept}])
-        items[:] = kept
+        kept = {item for item in items if item.path.name not in COMPILING and _is_kept(item.nodeid)}
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = [item for item in items if item in kept]
 
 
 def _is_kept(nodeid: str) -> bool:
