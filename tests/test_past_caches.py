@@ -124,6 +124,24 @@ def test_channels_in_turn_have_the_same_bits_wherever_they_are_written(name, rng
     check(op, arguments)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [f"batch_norm_backward{fused}" for fused in ("", "+relu", "+residual+relu")]
+    + ["batch_norm_backward_apply", "batch_norm_inference_backward", "group_norm_backward", "group_norm_backward+silu"],
+)
+@pytest.mark.parametrize(("shape", "axis"), [(CHAINED, 1), (LAST, -1)])
+def test_gradients_have_the_same_bits_wherever_they_are_written(name, shape, axis, rng, monkeypatch):
+    """A residual's gradient, in memory of the library, has its lines elsewhere than dx of such a place has."""
+    op = BY_NAME[name]
+    arguments = large(op, shape, axis, "float32", rng)
+    first = written(op, arguments, 0)
+    for begin in (4, 15):
+        assert_identical(first, written(op, arguments, begin), begin)
+    monkeypatch.setattr(launching, "PARALLEL_FROM", 1 << 62)
+    assert_identical(first, written(op, arguments, 0), "serial")
+    check(op, arguments)
+
+
 @pytest.mark.parametrize(("shape", "axis"), [(FIRST, 1), (LAST, -1)])
 def test_residuals_and_floors_are_those_of_their_parts(shape, axis, rng):
     op = BY_NAME["batch_norm_inference"]

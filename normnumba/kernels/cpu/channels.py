@@ -16,13 +16,14 @@ from numba import prange, types
 from .. import BATCH, GIVEN, RELU
 from .compiling import array_in, array_out, variants
 from .launching import select
-from .lowlevel import BLOCK, bounds, fence, flat, must_stage, scalar, tasks_in_turn, tasks_of
+from .lowlevel import BLOCK, bounds, fence, flat, scalar, tasks_in_turn, tasks_of
 from .moments import NO_SUMS, any_moments, moments, moments_of_sums, pivot_of
 from .spans import (
     centre_before,
     channel_sums,
     room_for_gradients,
     room_for_upstream,
+    ways_of_differentiating,
     ways_of_writing,
     write_and_sum,
     write_gradients,
@@ -201,7 +202,8 @@ def _backward(dy, x, residual, stats, weight, bias, eps, squared, terms, count, 
     dys, xs, rs, number = flat(dy), flat(x), flat(residual), weight.dtype.type
     dxs, drs, stride = flat(dx), flat(dresidual), channels * inner
     shares = _shares(outer, channels) if terms == GIVEN else 1
-    staged, writes = must_stage(dx, inner, dy, x), dx.size > 0 or dresidual.size > 0
+    past, staged = ways_of_differentiating(dx, inner, dy, x, activation, residual, dresidual)
+    writes = dx.size > 0 or dresidual.size > 0
     tasks, room = (
         tasks_of(channels * shares, x.size),
         room_for_upstream(activation, 0 if terms == GIVEN else outer * inner, weight.itemsize),
@@ -209,7 +211,7 @@ def _backward(dy, x, residual, stats, weight, bias, eps, squared, terms, count, 
     for task in prange(tasks):
         buffer = np.empty(room_for_gradients(activation, residual, staged, dx), dx.dtype)
         dz, kept = np.empty(room, weight.dtype), terms != GIVEN and room >= outer * inner
-        outputs = dxs, drs, staged, buffer, inner
+        outputs = dxs, drs, past, staged, buffer, inner
         begin, end = bounds(task, tasks, channels * shares)
         for part in range(begin, end):
             c, first, last = _samples(part, shares, outer)
@@ -228,7 +230,7 @@ def _backward(dy, x, residual, stats, weight, bias, eps, squared, terms, count, 
             curve = m, r, number(scale), number(slope), shift, BLOCK
             span = start + first * stride, last - first if writes else 0, stride, inner
             write_gradients(dys, xs, rs, *span, line, curve, terms, activation, dz, kept, outputs)
-        if staged:
+        if staged or past:
             fence()
 
 

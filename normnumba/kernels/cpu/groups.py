@@ -20,7 +20,6 @@ from .lowlevel import (
     fence,
     flat,
     inlined,
-    must_stage,
     tasks_in_turn,
     tasks_of,
 )
@@ -31,6 +30,7 @@ from .spans import (
     gradient_terms,
     merge_sums,
     room_for_upstream,
+    ways_of_differentiating,
     ways_of_writing,
     write_and_sum,
     write_gradients,
@@ -92,7 +92,7 @@ def _forward(x, weight, bias, eps, activation, y, mean, rstd):
 
 
 @inlined
-def _differentiate(dy, x, unit, mean, rstd, weight, bias, activation, dz, dx, shape, staged, buffer, partial):
+def _differentiate(dy, x, unit, mean, rstd, weight, bias, activation, dz, dx, shape, ways, buffer, partial):
     """dx of a group of a sample unless it is empty; its sums of dz and dz * xhat are added to `partial` (2, G * K)"""
     (width, inner), number = shape, weight.dtype.type
     count = width * inner
@@ -106,7 +106,7 @@ def _differentiate(dy, x, unit, mean, rstd, weight, bias, activation, dz, dx, sh
         partial[1, c + k] += p - centre * a
         sum_g, sum_gt = sum_g + a * w, sum_gt + p * w
     slope, shift = gradient_terms(sum_g, sum_gt, centre, rstd, count)
-    outputs = dx, dx[:0], staged, buffer, count
+    outputs = dx, dx[:0], *ways, buffer, count
     for k in range(width if dx.size else 0):
         w, own = weight[c + k], dz[k * inner if kept else 0 :]
         line = mean, number(rstd * w), number(bias[c + k] - centre * w), BLOCK
@@ -124,7 +124,8 @@ def _differentiate(dy, x, unit, mean, rstd, weight, bias, activation, dz, dx, sh
 def _backward(dy, x, mean, rstd, weight, bias, activation, dx, dweight, dbias):
     samples, groups, width, inner = x.shape
     dys, xs, dxs, channels = flat(dy), flat(x), flat(dx), groups * width
-    count, staged = width * inner, must_stage(dx, inner, dy, x)
+    none = xs[:0]
+    count, (past, staged) = width * inner, ways_of_differentiating(dx, inner, dy, x, activation, none, none)
     blocks = max(1, min(samples, 64, (1 << 16) // channels))  # from the shape alone: bits never change
     partial = np.zeros((blocks, 2, channels))
     tasks = tasks_of(blocks * groups, x.size)
@@ -139,9 +140,9 @@ def _backward(dy, x, mean, rstd, weight, bias, activation, dx, dweight, dbias):
             for n in range(low, high):
                 unit, m, r = n * groups + g, mean[n, g], rstd[n, g]
                 _differentiate(
-                    dys, xs, unit, m, r, weight, bias, activation, dz, dxs, (width, inner), staged, buffer, own
+                    dys, xs, unit, m, r, weight, bias, activation, dz, dxs, (width, inner), (past, staged), buffer, own
                 )
-        if staged:
+        if staged or past:
             fence()
     parts = (channels + BLOCK - 1) // BLOCK
     if parts == 1:

@@ -175,6 +175,17 @@ def where_negative(typingctx, value, below, above):
     return below(value, below, above), codegen
 
 
+@intrinsic
+def where_positive(typingctx, value, passed):
+    """`passed`, and 0 where value <= 0"""
+
+    def codegen(context, builder, sig, args):
+        zero = splat(builder, context.get_constant(_number_of(value), 0.0), args[0].type)
+        return builder.select(builder.fcmp_ordered("<=", args[0], zero), zero, args[1])
+
+    return value(value, value), codegen
+
+
 def _widen(builder, element, value):
     """An element, or a line of them, in the accumulator's type."""
     if element == types.uint16:
@@ -627,8 +638,8 @@ def stream(dst, start, src, count, first, second, ahead):
     computes one row, then stores it, would otherwise leave the memory idle while it computes.
 
     An ordinary store first reads the line it overwrites, so that a copy moves three bytes for two. This is for results
-    that are in a buffer anyway: of an output that is an input, of an activation with loops of its own, or of channels'
-    gradients. Others go by the line: see `lanes`.
+    that are in a buffer anyway: of an output that is an input, or of an activation with loops of its own. Others go by
+    the line: see `lanes`.
     """
     head, lines = whole_lines(dst, start, count)
     for i in range(head):
@@ -670,9 +681,3 @@ def shares_memory(out, first, second):
 def must_stream(out, contiguous):
     """Whether `out` is so large that it is better not left in the caches, and written in runs that are long enough"""
     return out.size * out.itemsize >= STREAM_FROM and contiguous >= STREAM_RUN
-
-
-@scalar
-def must_stage(out, contiguous, first, second):
-    """Whether results go through a buffer, for one of these reasons"""
-    return shares_memory(out, first, second) or must_stream(out, contiguous)
