@@ -48,7 +48,7 @@ from .spans import (
     add_past_caches,
     continued,
     copy,
-    flush,
+    flush_both,
     gradient_terms,
     merge_sums,
     normalize,
@@ -116,8 +116,11 @@ STREAMED = 512
 """Elements of a row from which streaming pays, for rows one at a time: those of 1024 took 0.8 of the time, of 4096
 0.74, but of 256 1.16. For shorter ones see `_normalize_narrow`."""
 
-STREAMED_GRADIENTS = 1024
-"""The same of gradients: rows of 1024 took 0.9 of the time, of 4096 0.83, and of 512 1.06."""
+STREAMED_GRADIENTS = 256
+"""The same of gradients in rows of whole lines: those of 256 took 0.84 of the time, of 512 and 768 0.7; of 128 1.2."""
+
+STREAMED_RAGGED = 1024
+"""The same of gradients in other rows: those of 1023 took 0.9 to 1.0 of the time."""
 
 SHARED = 1 << 18
 """Elements from which rows too few for blocks of them are shared by strips of columns. They are read twice then: 8 rows
@@ -432,6 +435,22 @@ def _differentiate_rows(
         _differentiate_row(dy, x, start, cols, line, past, *tail, dweight, dbias, cols)
 
 
+@allocating
+def _column_sums(dx, start, past, summing, dweight, dbias):
+    """What a block adds up its dweight and dbias in: these themselves, or where it is `summing` for totals, zeros
+
+    They begin cache lines, or `past` the caches where dx's columns from `start` on do: a sum that crosses two lines,
+    stored behind streaming stores, makes that of the next row wait. Rows of 768 took 1.4 times as long, of 128 twice.
+    """
+    if not summing:
+        return dweight, dbias
+    count, lanes = dweight.size, lanes_of(dweight)
+    room = np.zeros(2 * (count + 2 * lanes), dweight.dtype)
+    first = whole_lines(room, whole_lines(dx, start, count)[0] if past else 0, room.size)[0]
+    second = first + (count + lanes - 1) // lanes * lanes
+    return room[first : first + count], room[second : second + count]
+
+
 @scalar
 def _set_terms(dy, x, row, cols, mean, rstd, weight, center, terms):
     """terms = the line of a row"""
@@ -448,9 +467,8 @@ def _differentiate_strip(dy, x, terms, first, last, weight, rounding, dx, past, 
     """dx of the columns from first to last of all rows, whose lines are `terms`, and their sums"""
     (rows, _), cols, count = terms.shape, weight.size, last - first
     buffer = np.empty(2 * BLOCK if staged or not dx.size else 0, dx.dtype)
-    sums = np.zeros((2, count if totals.size else 0), weight.dtype)
-    dw, db = (sums[1], sums[0]) if sums.size or not dweight.size else (dweight[first:last], dbias[first:last])
-    own, total = weight[first:last], totals[:, first:last]
+    summing, own, total = totals.size > 0, weight[first:last], totals[:, first:last]
+    dw, db = _column_sums(dx, first, past, summing, dweight[first:last], dbias[first:last])
     tail = rounding, own, dx, staged, buffer, dw, db
     for row in range(0, rows, step):
         start, taken = row * cols + first, min(step, rows - row)
@@ -459,8 +477,8 @@ def _differentiate_strip(dy, x, terms, first, last, weight, rounding, dx, past, 
             _differentiate_two(dy, x, start, start + cols, count, line, _terms_of(terms, row + 1), *tail, 2 * cols)
         else:
             _differentiate_row(dy, x, start, count, line, past, *tail, cols)
-        if sums.size and (row + step >= rows or row % GROUP >= GROUP - step):
-            flush(sums, total)
+        if summing and (row + step >= rows or row % GROUP >= GROUP - step):
+            flush_both(db, dw, total)
     if staged or past:
         fence()
 
@@ -474,9 +492,11 @@ def _differentiate_strip(dy, x, terms, first, last, weight, rounding, dx, past, 
 def _backward(dy, x, mean, rstd, weight, center, rounding, dx, dweight, dbias):
     rows, cols = x.shape
     dys, xs, dxs = flat(dy), flat(x), flat(dx)
-    staged, past = shares_memory(dx, dy, x), cols >= STREAMED_GRADIENTS and must_stream(dx, dx.size)
+    wide = STREAMED_GRADIENTS if cols % lanes_of(dx) == 0 else STREAMED_RAGGED
+    staged, past = shares_memory(dx, dy, x), cols >= wide and must_stream(dx, dx.size)
     past, blocks = past and not staged, _blocks(rows, cols)
     partial, step = start_sums(blocks, rows, dweight, dbias), _step(x, dweight)
+    summing = partial.size > 0
     strips = min(STRIPS, (cols + BLOCK - 1) // BLOCK) if blocks == 1 and x.size >= SHARED else 0
     terms = np.empty((rows if strips else 0, 5), weight.dtype)
     if strips:
@@ -489,16 +509,15 @@ def _backward(dy, x, mean, rstd, weight, center, rounding, dx, dweight, dbias):
     else:
         for block in prange(blocks):
             buffer = np.empty(2 * BLOCK if staged or not dx.size else 0, dx.dtype)
-            sums = np.zeros((2, partial.shape[2]), weight.dtype)
-            dw, db = (sums[1], sums[0]) if sums.size else (dweight, dbias)
             first, last = bounds(block, blocks, rows)
+            dw, db = _column_sums(dxs, first * cols, past, summing, dweight, dbias)
             for row in range(first, last, step):
                 taken = min(step, last - row)
                 _differentiate_rows(
                     dys, xs, row, taken, mean, rstd, weight, center, past, rounding, dxs, staged, buffer, dw, db
                 )
-                if sums.size and (row + step >= last or (row - first) % GROUP >= GROUP - step):
-                    flush(sums, partial[block])
+                if summing and (row + step >= last or (row - first) % GROUP >= GROUP - step):
+                    flush_both(db, dw, partial[block])
             if staged or past:
                 fence()
     parts = (partial.shape[2] + BLOCK - 1) // BLOCK
@@ -539,12 +558,12 @@ def _add_backward(dy, dsummed, summed, mean, rstd, weight, center, rounding, dx,
     dys, ds, ss, blocks = flat(dy), flat(dsummed), flat(summed), _blocks(rows, cols)
     dxs, drs, step = flat(dx), flat(dresidual), _step(summed, dweight)
     partial = start_sums(blocks, rows, dweight, dbias)
+    summing = partial.size > 0
     past = cols >= STREAMED and must_stream(dx, dx.size)  # of a block in L1: as results, not as other gradients
     for block in prange(blocks):
         gradient, total = np.empty(2 * BLOCK, weight.dtype), np.empty(BLOCK, weight.dtype)
-        sums = np.zeros((2, partial.shape[2]), weight.dtype)
-        dw, db = (sums[1], sums[0]) if sums.size else (dweight, dbias)
         first, last = bounds(block, blocks, rows)
+        dw, db = _column_sums(dxs, first * cols, False, summing, dweight, dbias)
         for row in range(first, last, step):
             start, taken = row * cols, min(step, last - row)
             line = _row_terms(dys, ss, row, cols, mean, rstd, weight, center)
@@ -559,8 +578,8 @@ def _add_backward(dy, dsummed, summed, mean, rstd, weight, center, rounding, dx,
                 else:
                     _differentiate_block(dys, ss, i, n, line, rounding, weight, c, gradient, 0, dw, db)
                 _write_sum(gradient, ds, i, n, total, dxs, drs, past)
-            if sums.size and (row + step >= last or (row - first) % GROUP >= GROUP - step):
-                flush(sums, partial[block])
+            if summing and (row + step >= last or (row - first) % GROUP >= GROUP - step):
+                flush_both(db, dw, partial[block])
         if past:
             fence()
     parts = (partial.shape[2] + BLOCK - 1) // BLOCK
