@@ -234,6 +234,20 @@ def test_nan_and_inf_stay_where_they_are(family, geometry, dtype, bad, rng, libr
             np.testing.assert_array_equal(np.isfinite(a), np.isfinite(e))
 
 
+@pytest.mark.parametrize("axis", [-1, 1])
+@pytest.mark.parametrize("cols", [7, 100, 700, 5000])
+def test_infinite_mean_squares_make_zeros(cols, axis, rng):
+    """But for the Inf itself; a NaN is the whole row's."""
+    x = rng.standard_normal((9, cols), dtype=np.float32)
+    x[2, 3], x[4, 0], x[5, -1], x[6, 1] = np.inf, -np.inf, np.nan, 1e30
+    x[7, :2] = np.inf, -np.inf
+    x = np.ascontiguousarray(x) if axis == -1 else np.ascontiguousarray(np.stack([x, x], -1))
+    y, rstd = normnumba.rms_norm_forward(x, axis=axis)
+    expected_y, expected_rstd = reference.rms_norm_forward(x, axis=axis)
+    np.testing.assert_allclose(rstd, expected_rstd, rtol=1e-6)
+    np.testing.assert_allclose(y, expected_y, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_nan_and_inf_in_inference(bad, rng):
     for geometry in (Geometry((40, 3, 37), 1), Geometry((300, 3), 1)):

@@ -122,15 +122,15 @@ def _moments_about(sums, count, center):
 
 
 @scalar
-def _peak(x, start, outer, stride, inner):
-    """max(|x|), sum(x) and whether all of the span is finite"""
+def _peak(x, start, outer, stride, inner, center):
+    """max(|x|), sum(x), or without `center` sum(|x|), and whether all of the span is finite"""
     peak, total, finite = 0.0, 0.0, True
     for o in range(outer):
         for i in range(start + o * stride, start + o * stride + inner):
             value = float(load(x, i))
             finite = finite and math.isfinite(value)
             peak = max(peak, abs(value))
-            total += value
+            total += value if center else abs(value)
     return peak, total, finite
 
 
@@ -206,9 +206,11 @@ def any_moments(x, start, outer, stride, inner, eps, center, zero):
             sums = _scaled_sums(x, start, outer, stride, inner, number(scale), pivot)
         shift, var = _moments_about(sums, total, center)
         if not math.isfinite(var) and scale == 1.0:  # the squares overflowed, or an Inf or NaN is among them
-            peak, plain, finite = _peak(x, start, outer, stride, inner)
+            peak, plain, finite = _peak(x, start, outer, stride, inner, center)
+            if not finite and center:
+                return number(plain / total), 0.0, math.nan, math.nan
             if not finite:
-                return number(plain / total) if center else zero, 0.0, math.nan, math.nan
+                return zero, 0.0, plain, 1.0 / math.sqrt(plain)
             scale = math.ldexp(1.0, 32 - math.frexp(peak)[1])
             pivot = number(load(x, start) * scale) if center else zero
         elif shift * shift > 4 * var:  # the head was no sample of the rest: about the mean itself nothing cancels
