@@ -137,7 +137,16 @@ def test_any_eps(op, dtype, rng):
 @pytest.mark.parametrize("dtype", WIDE)
 @pytest.mark.parametrize("op", BACKWARDS, ids=name_of)
 def test_output_mask(op, dtype, geometry_index, rng):
-    arguments = arguments_of(op, TYPICAL[op.family][geometry_index], dtype, rng)
+    compare_masks(op, arguments_of(op, TYPICAL[op.family][geometry_index], dtype, rng))
+
+
+@pytest.mark.parametrize("op", BACKWARDS, ids=name_of)
+def test_output_mask_of_large_arrays(op, rng):
+    """Enough rows for sums of several groups, and of several blocks."""
+    compare_masks(op, arguments_of(op, Geometry((6900, 320), -1), "float32", rng))
+
+
+def compare_masks(op, arguments):
     everything = op(normnumba, arguments)
     for mask in itertools.product((True, False), repeat=len(op.outputs)):
         got = op(normnumba, {**arguments, "output_mask": mask})
