@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,6 +10,10 @@ from typing import Any
 
 from benchmarks import figures
 from benchmarks.claims import page
+from benchmarks.selection import SMALL_BYTES
+
+LARGE = 32 << 20
+"""Bytes from which glibc asks the system for the memory of every array, and returns it."""
 
 PACKAGES = ("numba", "numpy", "torch", "jax", "onnxruntime")
 
@@ -52,7 +57,35 @@ def results(peers: dict[str, Any]) -> str:
         f"{figures.nbytes(figures.STREAMING_BYTES)} and more.",
     )
     head = [*figures.tallies(peers["cases"]), *figures.classes(peers["cases"])]
+    notes = (*notes, *_memory_of_outputs(peers["cases"]))
     return "\n".join([*(f"- {line}" for line in head), "", *lines, "", *(f"- {note}" for note in notes)])
+
+
+def _memory_of_outputs(cases: list[dict[str, Any]]) -> list[str]:
+    """What reusing outputs gains, and what `out=` costs small calls, a sentence each."""
+    steady = [case for case in cases if not figures.unsteady(case)]
+
+    def said(top: str, bottom: str, start: float, stop: float) -> str:
+        found = [
+            case["seconds"][top] / case["seconds"][bottom]
+            for case in steady
+            if {top, bottom} <= case["seconds"].keys() and start <= case["x_bytes"] < stop
+        ]
+        if not found:
+            return ""
+        return f"{figures.times(statistics.median(found))} ({figures.times(min(found))} to {figures.times(max(found))})"
+
+    large, others = (said("ours", "ours_reused", *sizes) for sizes in ((LARGE, math.inf), (0, LARGE)))
+    small = said("ours_out", "ours", 0, SMALL_BYTES)
+    return [
+        sentence
+        for sentence, figure in (
+            (f"Speed under `reuse_outputs` on arrays of {figures.nbytes(LARGE)} and more: {large}.", large),
+            (f"On smaller ones whose outputs it takes, of 1 MiB and more: {others}.", others),
+            (f"Time of small calls that write into `out=`, beside those that allocate: {small}.", small),
+        )
+        if figure
+    ]
 
 
 def _without_reuse(cases: list[dict[str, Any]]) -> str:
