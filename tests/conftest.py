@@ -30,7 +30,8 @@ WAIT = 300
 """Seconds that a worker waits for the first one to compile."""
 
 KERNELS = (
-    ("--dtype", "float32"),
+    ("--dtype", "float32", "--op", "*backward*"),
+    ("--dtype", "float32", "--op", "*norm", "*forward", "*inference", "*moments"),
     *(("--dtype", dtype, "--serial-only") for dtype in ("float64", "bfloat16")),
     ("--dtype", "float16", "--serial-only", "--op", "*layer_norm*", "*rms_norm*"),
 )
@@ -40,7 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """What a run of all tests leaves out because of the time that it takes."""
     every = "build every variant of the CUDA kernels for every architecture, not one of each kind"
     parser.addoption("--every-variant", action="store_true", help=every)
-    part = "float32 alone, every other case of what has several, and no test that compiles kernels again"
+    part = "float32 alone, every third case of what has several, and no test that compiles kernels again"
     parser.addoption("--part", action="store_true", help=part)
 
 
@@ -61,7 +62,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _is_kept(nodeid: str) -> bool:
-    return "[" not in nodeid or (not DTYPES.search(nodeid) and zlib.crc32(nodeid.encode()) % 2 == 0)
+    return "[" not in nodeid or (not DTYPES.search(nodeid) and zlib.crc32(nodeid.encode()) % 3 == 0)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -70,7 +71,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     Of several workers of pytest-xdist the first does so, and the others wait.
     """
     gc.freeze()  # thousands of tests are there to stay: looking through them took collections two seconds each
-    if len(session.items) < (WHOLE // 2 if session.config.option.part else WHOLE) or session.config.option.collectonly:
+    if len(session.items) < (WHOLE // 3 if session.config.option.part else WHOLE) or session.config.option.collectonly:
         return
     worker, done = _worker(session.config)
     if worker == "gw0":
