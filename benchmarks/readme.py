@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -55,52 +54,45 @@ def results(peers: dict[str, Any]) -> str:
         "The ceiling is what the machine streams at the same size in the same minute, and ours beside it writes into "
         "an existing array (`out=`), a second output into memory of the call before: median over arrays of "
         f"{figures.nbytes(figures.STREAMING_BYTES)} and more.",
+        *_memory_of_outputs(peers["cases"]),
     )
     head = [*figures.tallies(peers["cases"]), *figures.classes(peers["cases"])]
-    notes = (*notes, *_memory_of_outputs(peers["cases"]))
     return "\n".join([*(f"- {line}" for line in head), "", *lines, "", *(f"- {note}" for note in notes)])
+
+
+def _ratios(cases: Iterable[dict[str, Any]], top: str, bottom: str) -> str:
+    """One contender's time over another's in the steady cases that have both: median, lowest, highest."""
+    found = [
+        case["seconds"][top] / case["seconds"][bottom]
+        for case in cases
+        if {top, bottom} <= case["seconds"].keys() and not figures.unsteady(case)
+    ]
+    if not found:
+        return ""
+    return f"{figures.times(statistics.median(found))} ({figures.times(min(found))} to {figures.times(max(found))})"
 
 
 def _memory_of_outputs(cases: list[dict[str, Any]]) -> list[str]:
     """What reusing outputs gains, and what `out=` costs small calls, a sentence each."""
-    steady = [case for case in cases if not figures.unsteady(case)]
-
-    def said(top: str, bottom: str, start: float, stop: float) -> str:
-        found = [
-            case["seconds"][top] / case["seconds"][bottom]
-            for case in steady
-            if {top, bottom} <= case["seconds"].keys() and start <= case["x_bytes"] < stop
-        ]
-        if not found:
-            return ""
-        return f"{figures.times(statistics.median(found))} ({figures.times(min(found))} to {figures.times(max(found))})"
-
-    large, others = (said("ours", "ours_reused", *sizes) for sizes in ((LARGE, math.inf), (0, LARGE)))
-    small = said("ours_out", "ours", 0, SMALL_BYTES)
-    return [
-        sentence
-        for sentence, figure in (
-            (f"Speed under `reuse_outputs` on arrays of {figures.nbytes(LARGE)} and more: {large}.", large),
-            (f"On smaller ones whose outputs it takes, of 1 MiB and more: {others}.", others),
-            (f"Time of small calls that write into `out=`, beside those that allocate: {small}.", small),
-        )
-        if figure
-    ]
+    large = _ratios((case for case in cases if case["x_bytes"] >= LARGE), "ours", "ours_reused")
+    others = _ratios((case for case in cases if case["x_bytes"] < LARGE), "ours", "ours_reused")
+    small = _ratios((case for case in cases if case["x_bytes"] < SMALL_BYTES), "ours_out", "ours")
+    said = {
+        f"Speed under `reuse_outputs` on arrays of {figures.nbytes(LARGE)} and more: {large}.": large,
+        f"On smaller ones whose outputs it takes, of 1 MiB and more: {others}.": others,
+        f"Time of small calls that write into `out=`, beside those that allocate: {small}.": small,
+    }
+    return [sentence for sentence, figure in said.items() if figure]
 
 
 def _without_reuse(cases: list[dict[str, Any]]) -> str:
     """What the comparison with a framework that keeps its outputs' memory would be if ours did not."""
-    found = [
-        case["seconds"]["onnxruntime"] / case["seconds"]["ours"]
-        for case in cases
-        if {"onnxruntime", "ours_reused"} <= case["seconds"].keys() and not figures.unsteady(case)
-    ]
-    if not found:
+    ratios = _ratios((case for case in cases if "ours_reused" in case["seconds"]), "onnxruntime", "ours")
+    if not ratios:
         return ""
     return (
         " ONNX Runtime keeps the memory of its outputs from call to call; beside it ours does so too, under "
-        f"`reuse_outputs`. Without that the same cases would be {figures.times(statistics.median(found))} "
-        f"({figures.times(min(found))} to {figures.times(max(found))})."
+        f"`reuse_outputs`. Without that the same cases would be {ratios}."
     )
 
 

@@ -868,13 +868,15 @@ def test_readme_says_what_reuse_gains_beside_a_peer_that_does_it() -> None:
 
 
 def test_readme_says_what_the_memory_of_outputs_does() -> None:
-    large, medium, small = (fake_case(LAYER, geometry) for geometry in (BIG, BIG, BIG))
-    for case, nbytes in ((large, 32 << 20), (medium, 4 << 20), (small, 3 << 10)):
+    large, larger, largest, medium, small = (fake_case(LAYER, BIG) for _ in range(5))
+    sizes = 32 << 20, 64 << 20, 128 << 20, 4 << 20, 3 << 10
+    for case, nbytes in zip((large, larger, largest, medium, small), sizes, strict=True):
         case["x_bytes"], case["seconds"]["ours"] = nbytes, 1e-3
     large["seconds"]["ours_reused"], medium["seconds"]["ours_reused"] = 0.5e-3, 2e-3
+    larger["seconds"]["ours_reused"], largest["seconds"]["ours_reused"] = 2e-3, 0.25e-3
     small["seconds"]["ours_out"] = 3e-3
-    said = readme.results({**PEERS, "cases": [large, medium, small]})
-    assert "- Speed under `reuse_outputs` on arrays of 32 MiB and more: 2.00x (2.00x to 2.00x).\n" in said
+    said = readme.results({**PEERS, "cases": [large, larger, largest, medium, small]})
+    assert "- Speed under `reuse_outputs` on arrays of 32 MiB and more: 2.00x (0.50x to 4.00x).\n" in said
     assert "- On smaller ones whose outputs it takes, of 1 MiB and more: 0.50x (0.50x to 0.50x).\n" in said
     assert said.endswith(
         "- Time of small calls that write into `out=`, beside those that allocate: 3.00x (3.00x to 3.00x)."
