@@ -8,9 +8,11 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 import normnumba
 from normnumba.kernels.cpu.compiling import cache_folder, kernels
+from normnumba.kernels.cpu.launching import spread_tasks
 from normnumba.views import STORAGE
 
 DTYPES = {dtype.name: storage for dtype, storage in STORAGE.items()}
@@ -51,17 +53,18 @@ def kernels_of(op: str) -> list[str]:
 OPS = [name for name in normnumba.__all__ if kernels_of(name)]
 
 
-def compile_kernels(names: Sequence[str], dtypes: Sequence[str], twins: Sequence[bool]) -> Iterator[tuple[str, bool]]:
-    """Compile or load each kernel in turn; what it is, and whether it was in the cache."""
+def compile_kernels(names: Sequence[str], dtypes: Sequence[str]) -> Iterator[tuple[str, bool]]:
+    """Compile or load each kernel in turn, and what gives them threads; what it is, and whether it was in the cache."""
+    yield _named("tasks.spread", "", spread_tasks())
     for dtype in dtypes:
         for name in names:
             variant, others, plain = kernels[name]
-            for parallel in twins:
-                if plain and (parallel or DTYPES[dtype].name != dtype):
-                    continue
-                dispatcher = variant(DTYPES[dtype], parallel, *[DTYPES[dtype]] * others)
-                found = sum(dispatcher.stats.cache_hits.values()) > 0
-                yield f"{name:<24}{dtype:<10}{'parallel' if parallel else 'serial':<10}", found
+            if not plain or DTYPES[dtype].name == dtype:
+                yield _named(name, dtype, variant(DTYPES[dtype], *[DTYPES[dtype]] * others))
+
+
+def _named(name: str, dtype: str, dispatcher: Any) -> tuple[str, bool]:
+    return f"{name:<24}{dtype:<10}", sum(dispatcher.stats.cache_hits.values()) > 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     start = last = time.perf_counter()
     found = []
-    for what, there in compile_kernels(options.kernels, options.dtype, options.twins):
+    for what, there in compile_kernels(options.kernels, options.dtype):
         found.append(there)
         now = time.perf_counter()
         print(f"{what}{now - last:6.2f} s  {'already there' if there else 'compiled'}", flush=True)
@@ -102,7 +105,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     command.add_argument(
         "--op", nargs="+", default=["*"], metavar="OP", help="functions, with * and ? as in a shell (default: all)"
     )
-    command.add_argument("--serial-only", action="store_true", help="leave out the kernels that run on threads")
     options = parser.parse_args(arguments)
     unknown = [pattern for pattern in options.op if not any(fnmatchcase(op, pattern) for op in OPS)]
     if unknown:
@@ -110,7 +112,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     ops = [op for op in OPS if any(fnmatchcase(op, pattern) for pattern in options.op)]
     options.kernels = [name for name in kernels if any(name in kernels_of(op) for op in ops)]
     options.dtype = list(DTYPES) if "all" in options.dtype else list(dict.fromkeys(options.dtype))
-    options.twins = (False,) if options.serial_only else (False, True)
     return options
 
 

@@ -8,16 +8,12 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import hypothesis
-import numba
 import numpy as np
 import pytest
-
-from normnumba.kernels.cpu.launching import layer
 
 # A first call may compile for seconds, and a failure has to be seen again on the next run.
 hypothesis.settings.register_profile("normnumba", deadline=None, derandomize=True)
@@ -32,8 +28,8 @@ WAIT = 300
 KERNELS = (
     ("--dtype", "float32", "--op", "*backward*"),
     ("--dtype", "float32", "--op", "*norm", "*forward", "*inference", "*moments"),
-    *(("--dtype", dtype, "--serial-only") for dtype in ("float64", "bfloat16")),
-    ("--dtype", "float16", "--serial-only", "--op", "*layer_norm*", "*rms_norm*"),
+    *(("--dtype", dtype) for dtype in ("float64", "bfloat16")),
+    ("--dtype", "float16", "--op", "*layer_norm*", "*rms_norm*"),
 )
 
 
@@ -101,20 +97,6 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     worker, done = _worker(config)
     if worker == "gw0":
         done.unlink(missing_ok=True)
-
-
-@pytest.fixture(autouse=True)
-def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Other dtypes than float32 run the serial twins, which were compiled; test_determinism has both."""
-    parameters = getattr(getattr(request.node, "callspec", None), "params", {}).values()
-    if request.path.name == "test_determinism.py" or not {"float64", "float16", "bfloat16"} & {*map(str, parameters)}:
-        yield
-        return
-    layer()  # first, or numba would start another one
-    threads = numba.get_num_threads()
-    numba.set_num_threads(1)
-    yield
-    numba.set_num_threads(threads)
 
 
 @pytest.fixture

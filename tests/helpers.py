@@ -12,7 +12,6 @@ import numpy as np
 import normnumba
 from benchmarks.cases import DTYPES, OPS, RAGGED, accumulator, data_of, dtype_of
 from normnumba import reference
-from normnumba.kernels.cpu import launching
 from tests.tolerances import assert_close, natural_scale
 
 ROOT = Path(__file__).parents[1]
@@ -31,13 +30,8 @@ def shared(rows, channels):
 
 
 def is_tested(op, geometry, dtype):
-    """Compiling takes most of the time, of the parallel twins of each dtype but float32 a minute.
-
-    float16 differs from bfloat16 in its conversions alone, which are tested by themselves, and so has rows alone here.
-    """
-    if dtype == "float32":
-        return True
-    return geometry.size < launching.PARALLEL_FROM and (dtype != "float16" or op.family in ROWS)
+    """float16 differs from bfloat16 in its conversions alone, which are tested by themselves, and so has rows alone."""
+    return dtype != "float16" or op.family in ROWS
 
 
 EVERY_CASE = [

@@ -23,7 +23,7 @@ import json
 import numpy as np
 import normnumba
 from benchmarks.cases import OPS, RAGGED, Geometry
-from normnumba.kernels.cpu import columns, compiling, plain
+from normnumba.kernels.cpu import columns, compiling, launching, plain
 
 class Idle:
     def __init__(self, kernel): pass
@@ -32,7 +32,7 @@ class Idle:
     def __call__(self, *args): pass
 
 compiling.numba.njit = lambda **options: Idle
-columns.address = plain.address = lambda kernel: 0
+columns.address = launching.address = plain.address = lambda kernel: 0
 variants = {name: kernel.variant for name, kernel in compiling.kernels.items()}
 called, rng = {}, np.random.default_rng(0)
 for op in OPS:
@@ -64,25 +64,26 @@ def test_each_op_has_the_kernels_that_it_calls():
 
 
 def test_what_was_compiled_is_found(tmp_path):
-    arguments = ("compile", "--op", "layer_norm_f*", "--serial-only")
+    arguments = ("compile", "--op", "layer_norm_f*")
     first = run(*arguments, NUMBA_CACHE_DIR=tmp_path).splitlines()
     files = sorted((f.name, f.stat().st_mtime_ns) for f in tmp_path.rglob("*.nb?"))
-    assert sorted(line.split()[:3] + line.split()[5:] for line in first[:3]) == [
-        ["plain.rows_forward", "float32", "serial", "compiled"],
-        ["rows.forward", "float32", "serial", "compiled"],
-        ["strips.forward", "float32", "serial", "compiled"],
+    assert first[0].split()[::3] == ["tasks.spread", "compiled"]
+    assert sorted(line.split()[:2] + line.split()[4:] for line in first[1:4]) == [
+        ["plain.rows_forward", "float32", "compiled"],
+        ["rows.forward", "float32", "compiled"],
+        ["strips.forward", "float32", "compiled"],
     ]
-    assert first[3].startswith("3 kernels in ")
-    assert first[3].endswith("s, 3 compiled and 0 already there")
-    assert first[4].startswith(str(tmp_path))
+    assert first[4].startswith("4 kernels in ")
+    assert first[4].endswith("s, 4 compiled and 0 already there")
+    assert first[5].startswith(str(tmp_path))
     run_python(CALL, NUMBA_CACHE_DIR=tmp_path)
-    assert "0 compiled and 3 already there" in run(*arguments, NUMBA_CACHE_DIR=tmp_path)
+    assert "0 compiled and 4 already there" in run(*arguments, NUMBA_CACHE_DIR=tmp_path)
     assert files == sorted((f.name, f.stat().st_mtime_ns) for f in tmp_path.rglob("*.nb?"))
 
 
 def test_everything_is_the_default():
     options = command._parse(["compile"])
-    assert (options.kernels, options.dtype, options.twins) == (list(compiling.kernels), ["float32"], (False, True))
+    assert (options.kernels, options.dtype) == (list(compiling.kernels), ["float32"])
     assert command._parse(["compile", "--dtype", "all"]).dtype == ["float32", "float64", "float16", "bfloat16"]
     add = command._parse(["compile", "--op", "add_rms*"])
     assert add.kernels == ["rows.add_forward", "rows.add_backward"]

@@ -157,7 +157,7 @@ def test_no_channel_or_sample_depends_on_another(name, shape, activation, change
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 @pytest.mark.parametrize("geometry", [Geometry((5, 8, 47, 43), 1), Geometry((5, 47, 43, 8), -1)], ids=str)
 @pytest.mark.parametrize("op", [*BATCH, *GROUP], ids=lambda op: op.name)
-def test_fused_twins_give_the_same_bits(op, geometry, activation, rng, monkeypatch):
+def test_threads_give_the_bits_of_one_task_after_the_other(op, geometry, activation, rng, monkeypatch):
     arguments = fused(op, geometry, "float32", rng, activation, residual=op in BATCH)
     results = []
     for parallel_from in (0, 1 << 62):

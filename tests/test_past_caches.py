@@ -80,19 +80,15 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "shape", "axis", "dtype"), CASES)
-def test_results_are_those_of_their_parts(name, shape, axis, dtype, rng, monkeypatch):
+def test_results_are_those_of_their_parts(name, shape, axis, dtype, rng):
     op = BY_NAME[name]
-    if dtype != "float32":  # the parallel twins of all dtypes take a minute to compile
-        monkeypatch.setattr(launching, "PARALLEL_FROM", 1 << 62)
     compare_with_parts(op, large(op, shape, axis, dtype, rng))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
 @pytest.mark.parametrize("cols", [16, 33, 64, 250])
-def test_narrow_rows_are_those_of_their_parts(cols, dtype, rng, monkeypatch):
+def test_narrow_rows_are_those_of_their_parts(cols, dtype, rng):
     """They leave by the line, in which one row may end and the next begin, at each lane in turn."""
-    if dtype != "float32":
-        monkeypatch.setattr(launching, "PARALLEL_FROM", 1 << 62)
     for name in ("layer_norm_forward", "rms_norm_forward"):
         arguments = large(BY_NAME[name], (cols,), -1, dtype, rng)
         for begin in (0, 1, 4):

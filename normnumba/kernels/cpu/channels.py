@@ -11,12 +11,12 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import prange, types
+from numba import types
 
 from .. import BATCH, GIVEN, RELU
 from .compiling import array_in, array_out, variants
-from .launching import select
-from .lowlevel import BLOCK, bounds, fence, flat, scalar, tasks_in_turn, tasks_of
+from .launching import run
+from .lowlevel import BLOCK, bounds, fence, flat, scalar, tasks_in_turn, tasks_of, work
 from .moments import NO_SUMS, any_moments, moments, moments_of_sums, pivot_of
 from .spans import (
     centre_before,
@@ -29,6 +29,7 @@ from .spans import (
     write_gradients,
     write_span,
 )
+from .tasks import launch
 
 FEW = 16
 """Channels below which threads share each of them."""
@@ -59,9 +60,9 @@ def channels_forward(
     none.
     """
     if training and _shared(x):
-        select(_moments, x)(x, weight, stats)
+        run(_moments, x, x, weight, stats)
         training = False
-    select(_forward, x)(x, residual, weight, bias, eps, training, activation, stats, y, mean, rstd)
+    run(_forward, x, x, residual, weight, bias, eps, training, activation, stats, y, mean, rstd)
 
 
 def channels_backward(
@@ -88,10 +89,10 @@ def channels_backward(
     """
     if terms == BATCH and _shared(x):
         stats = stats.copy()
-        select(_sums, x)(dy, x, residual, weight, bias, activation, stats, sums)
+        run(_sums, x, dy, x, residual, weight, bias, activation, stats, sums)
         terms = GIVEN
     args = (dy, x, residual, stats, weight, bias, eps, squared, terms, count, activation, dx, dresidual, sums)
-    select(_backward, x)(*args)
+    run(_backward, x, *args)
 
 
 def _shared(x: np.ndarray) -> bool:
@@ -131,136 +132,172 @@ def _merge(parts, c, shares, outer, stats):
     stats[0, c], stats[1, c] = mean, squares / seen
 
 
-@variants(lambda T, A: types.void(array_in(T, 3), array_in(A, 1), array_out(types.float64, 2)))
-def _moments(x, weight, stats):
+@work
+def _set_moments(task, tasks, x, shape, weight, parts):
+    """Mean and variance of a share of a channel"""
+    outer, channels, inner = shape
+    stride = channels * inner
+    c, first, last = _samples(task, tasks // channels, outer)
+    span = c * inner + first * stride, last - first, stride, inner
+    pivot, shift, var, _ = any_moments(x, *span, 0.0, True, weight.dtype.type(0))
+    parts[0, task], parts[1, task] = pivot + shift, var
+
+
+@variants(lambda T, A: types.void(types.intp, array_in(T, 3), array_in(A, 1), array_out(types.float64, 2)))
+def _moments(launcher, x, weight, stats):
     """Mean and variance of channels that tasks share; of the weight only the type matters."""
-    outer, channels, inner = x.shape
-    xs, stride, shares, zero = flat(x), channels * inner, _shares(outer, channels), weight.dtype.type(0)
+    outer, channels, _ = x.shape
+    shares = _shares(outer, channels)
     parts = np.empty((2, channels * shares))
-    for task in prange(channels * shares):
-        c, first, last = _samples(task, shares, outer)
-        span = c * inner + first * stride, last - first, stride, inner
-        pivot, shift, var, _ = any_moments(xs, *span, 0.0, True, zero)
-        parts[0, task], parts[1, task] = pivot + shift, var
+    launch(launcher, _set_moments, channels * shares, (flat(x), x.shape, weight, parts))
     for c in range(channels):
         _merge(parts, c, shares, outer, stats)
 
 
-@variants(
-    lambda T, A: types.void(
-        *(array_in(T, 3), array_in(T, 3), array_in(A, 1), array_in(A, 1), types.float64, types.boolean, types.intp),
-        *(array_out(types.float64, 2), array_out(T, 3), array_out(A, 1), array_out(A, 1)),
-    )
-)
-def _forward(x, residual, weight, bias, eps, training, activation, stats, y, mean, rstd):
-    outer, channels, inner = x.shape
-    xs, rs, ys, number = flat(x), flat(residual), flat(y), weight.dtype.type
-    past, staged = ways_of_writing(y, inner, x, activation)
-    stride, shares = channels * inner, 1 if training else _shares(outer, channels)
-    tasks = tasks_in_turn(channels * shares, x.size, training and past)
-    for task in prange(tasks):
-        buffer = np.empty(BLOCK if staged else 0, y.dtype)
-        z = np.empty(BLOCK if activation > RELU else 0, weight.dtype)
-        begin, end = bounds(task, tasks, channels * shares)
-        known, about, sums = False, number(0), NO_SUMS
-        for part in range(begin, end):
-            c, first, last = _samples(part, shares, outer)
-            if training:
-                whole = c * inner, outer, stride, inner
-                if known:
-                    pivot, shift, var, r = moments_of_sums(xs, *whole, about, sums, eps, True)
-                else:
-                    pivot, shift, var, r = moments(xs, *whole, eps, True, number(0))
-                stats[0, c], stats[1, c] = pivot + shift, var
-            else:
-                pivot = number(stats[0, c])
-                shift, r = stats[0, c] - pivot, 1 / math.sqrt(stats[1, c] + eps)
-            if mean.size and not first:
-                mean[c], rstd[c] = stats[0, c], r
-            scale = r * weight[c]
-            line = pivot, number(scale), number(bias[c] - shift * scale), BLOCK
-            span = c * inner + first * stride, last - first if y.size else 0, stride, inner
-            known = training and past and part + 1 < end
+@work
+def _normalize_some(
+    task, tasks, x, residual, shape, weight, bias, eps, training, activation, stats, y, past, staged, mean, rstd
+):
+    """y, stats, mean and rstd of some channels, or of some shares of channels"""
+    outer, channels, inner = shape
+    number, stride, shares = weight.dtype.type, channels * inner, 1 if training else _shares(outer, channels)
+    buffer = np.empty(BLOCK if staged else 0, y.dtype)
+    z = np.empty(BLOCK if activation > RELU else 0, weight.dtype)
+    begin, end = bounds(task, tasks, channels * shares)
+    known, about, sums = False, number(0), NO_SUMS
+    for part in range(begin, end):
+        c, first, last = _samples(part, shares, outer)
+        if training:
+            whole = c * inner, outer, stride, inner
             if known:
-                about = pivot_of(xs, (c + 1) * inner, inner, True, number(0))
-                sums = write_and_sum(xs, rs, *span, line, activation, ys, (c + 1) * inner, about, NO_SUMS)
+                pivot, shift, var, r = moments_of_sums(x, *whole, about, sums, eps, True)
             else:
-                write_span(xs, rs, *span, line, activation, z, ys, past, buffer, inner)
-        if staged or past:
-            fence()
+                pivot, shift, var, r = moments(x, *whole, eps, True, number(0))
+            stats[0, c], stats[1, c] = pivot + shift, var
+        else:
+            pivot = number(stats[0, c])
+            shift, r = stats[0, c] - pivot, 1 / math.sqrt(stats[1, c] + eps)
+        if mean.size and not first:
+            mean[c], rstd[c] = stats[0, c], r
+        scale = r * weight[c]
+        line = pivot, number(scale), number(bias[c] - shift * scale), BLOCK
+        span = c * inner + first * stride, last - first if y.size else 0, stride, inner
+        known = training and past and part + 1 < end
+        if known:
+            about = pivot_of(x, (c + 1) * inner, inner, True, number(0))
+            sums = write_and_sum(x, residual, *span, line, activation, y, (c + 1) * inner, about, NO_SUMS)
+        else:
+            write_span(x, residual, *span, line, activation, z, y, past, buffer, inner)
+    if staged or past:
+        fence()
 
 
 @variants(
     lambda T, A: types.void(
-        *(array_in(T, 3), array_in(T, 3), array_in(T, 3), array_in(types.float64, 2), array_in(A, 1), array_in(A, 1)),
-        *(types.float64, types.boolean, types.intp, types.intp, types.intp, array_out(T, 3), array_out(T, 3)),
-        array_out(types.float64, 2),
+        *(types.intp, array_in(T, 3), array_in(T, 3), array_in(A, 1), array_in(A, 1), types.float64, types.boolean),
+        *(types.intp, array_out(types.float64, 2), array_out(T, 3), array_out(A, 1), array_out(A, 1)),
     )
 )
-def _backward(dy, x, residual, stats, weight, bias, eps, squared, terms, count, activation, dx, dresidual, sums):
+def _forward(launcher, x, residual, weight, bias, eps, training, activation, stats, y, mean, rstd):
     outer, channels, inner = x.shape
-    dys, xs, rs, number = flat(dy), flat(x), flat(residual), weight.dtype.type
-    dxs, drs, stride = flat(dx), flat(dresidual), channels * inner
-    shares = _shares(outer, channels) if terms == GIVEN else 1
-    past, staged = ways_of_differentiating(dx, inner, dy, x, activation, residual, dresidual)
+    past, staged = ways_of_writing(y, inner, x, activation)
+    tasks = tasks_in_turn(channels * (1 if training else _shares(outer, channels)), x.size, training and past)
+    inputs = flat(x), flat(residual), x.shape, weight, bias, eps, training, activation
+    launch(launcher, _normalize_some, tasks, (*inputs, stats, flat(y), past, staged, mean, rstd))
+
+
+@work
+def _differentiate_some(
+    task, tasks, dy, x, residual, shape, stats, weight, bias, options, dx, dresidual, past, staged, sums
+):
+    """dx, dresidual and sums of some channels, or of some shares of channels"""
+    (outer, channels, inner), (eps, squared, terms, count, activation) = shape, options
+    number, stride, shares = weight.dtype.type, channels * inner, _shares(outer, channels) if terms == GIVEN else 1
     writes = dx.size > 0 or dresidual.size > 0
-    tasks, room = (
-        tasks_of(channels * shares, x.size),
-        room_for_upstream(activation, 0 if terms == GIVEN else outer * inner, weight.itemsize),
-    )
-    for task in prange(tasks):
-        buffer = np.empty(room_for_gradients(activation, residual, staged, dx), dx.dtype)
-        dz, kept = np.empty(room, weight.dtype), terms != GIVEN and room >= outer * inner
-        outputs = dxs, drs, past, staged, buffer, inner
-        begin, end = bounds(task, tasks, channels * shares)
-        for part in range(begin, end):
-            c, first, last = _samples(part, shares, outer)
-            start, mean, rstd = c * inner, stats[0, c], 1 / math.sqrt(stats[1, c] + eps) if squared else stats[1, c]
-            m, r, scale = number(mean), number(rstd), rstd * weight[c]
-            centre = _centre(mean, rstd, number(0))
-            if terms == BATCH:
-                centre = centre_before(xs, start, outer, stride, inner, m, r, number(0))
-            line = m, number(scale), number(bias[c] - centre * weight[c]), BLOCK
-            if terms != GIVEN:
-                whole = start, outer, stride, inner
-                sum_dy, sum_dyt = channel_sums(dys, xs, rs, *whole, m, r, line, activation, dz, kept)
-                sums[0, c], sums[1, c] = sum_dy, sum_dyt - (centre * sum_dy if centre else 0.0)
-            slope = -scale * sums[1, c] / count
-            shift = number(-scale * sums[0, c] / count - slope * centre)
-            curve = m, r, number(scale), number(slope), shift, BLOCK
-            span = start + first * stride, last - first if writes else 0, stride, inner
-            write_gradients(dys, xs, rs, *span, line, curve, terms, activation, dz, kept, outputs)
-        if staged or past:
-            fence()
+    room = room_for_upstream(activation, 0 if terms == GIVEN else outer * inner, weight.itemsize)
+    buffer = np.empty(room_for_gradients(activation, residual, staged, dx), dx.dtype)
+    dz, kept = np.empty(room, weight.dtype), terms != GIVEN and room >= outer * inner
+    outputs = dx, dresidual, past, staged, buffer, inner
+    begin, end = bounds(task, tasks, channels * shares)
+    for part in range(begin, end):
+        c, first, last = _samples(part, shares, outer)
+        start, mean, rstd = c * inner, stats[0, c], 1 / math.sqrt(stats[1, c] + eps) if squared else stats[1, c]
+        m, r, scale = number(mean), number(rstd), rstd * weight[c]
+        centre = _centre(mean, rstd, number(0))
+        if terms == BATCH:
+            centre = centre_before(x, start, outer, stride, inner, m, r, number(0))
+        line = m, number(scale), number(bias[c] - centre * weight[c]), BLOCK
+        if terms != GIVEN:
+            whole = start, outer, stride, inner
+            sum_dy, sum_dyt = channel_sums(dy, x, residual, *whole, m, r, line, activation, dz, kept)
+            sums[0, c], sums[1, c] = sum_dy, sum_dyt - (centre * sum_dy if centre else 0.0)
+        slope = -scale * sums[1, c] / count
+        shift = number(-scale * sums[0, c] / count - slope * centre)
+        curve = m, r, number(scale), number(slope), shift, BLOCK
+        span = start + first * stride, last - first if writes else 0, stride, inner
+        write_gradients(dy, x, residual, *span, line, curve, terms, activation, dz, kept, outputs)
+    if staged or past:
+        fence()
 
 
 @variants(
     lambda T, A: types.void(
-        *(array_in(T, 3), array_in(T, 3), array_in(T, 3), array_in(A, 1), array_in(A, 1), types.intp),
+        *(types.intp, array_in(T, 3), array_in(T, 3), array_in(T, 3), array_in(types.float64, 2), array_in(A, 1)),
+        *(array_in(A, 1), types.float64, types.boolean, types.intp, types.intp, types.intp),
+        *(array_out(T, 3), array_out(T, 3), array_out(types.float64, 2)),
+    )
+)
+def _backward(
+    launcher, dy, x, residual, stats, weight, bias, eps, squared, terms, count, activation, dx, dresidual, sums
+):
+    outer, channels, inner = x.shape
+    past, staged = ways_of_differentiating(dx, inner, dy, x, activation, residual, dresidual)
+    tasks = tasks_of(channels * (_shares(outer, channels) if terms == GIVEN else 1), x.size)
+    inputs = flat(dy), flat(x), flat(residual), x.shape, stats, weight, bias, (eps, squared, terms, count, activation)
+    launch(launcher, _differentiate_some, tasks, (*inputs, flat(dx), flat(dresidual), past, staged, sums))
+
+
+@work
+def _set_centres(task, tasks, x, shape, stats, weight, parts):
+    """What rounding the mean left in a share of a channel"""
+    outer, channels, inner = shape
+    number, stride = weight.dtype.type, channels * inner
+    c, first, last = _samples(task, tasks // channels, outer)
+    start, m, r = c * inner + first * stride, number(stats[0, c]), number(stats[1, c])
+    parts[2, task] = centre_before(x, start, last - first, stride, inner, m, r, number(0)) * (last - first)
+
+
+@work
+def _set_sums(task, tasks, dy, x, residual, shape, stats, weight, bias, activation, parts):
+    """The sums of a share of a channel"""
+    outer, channels, inner = shape
+    number, stride = weight.dtype.type, channels * inner
+    c, first, last = _samples(task, tasks // channels, outer)
+    span = c * inner + first * stride, last - first, stride, inner
+    m, r, centre = number(stats[0, c]), number(stats[1, c]), _centre(stats[0, c], stats[1, c], number(0))
+    dz = np.empty(room_for_upstream(activation, 0, 0), weight.dtype)
+    line = m, number(stats[1, c] * weight[c]), number(bias[c] - centre * weight[c]), BLOCK
+    sum_dy, sum_dyt = channel_sums(dy, x, residual, *span, m, r, line, activation, dz, False)
+    parts[0, task], parts[1, task] = sum_dy, sum_dyt - (centre * sum_dy if centre else 0.0)
+
+
+@variants(
+    lambda T, A: types.void(
+        *(types.intp, array_in(T, 3), array_in(T, 3), array_in(T, 3), array_in(A, 1), array_in(A, 1), types.intp),
         *(array_out(types.float64, 2), array_out(types.float64, 2)),
     )
 )
-def _sums(dy, x, residual, weight, bias, activation, stats, sums):
+def _sums(launcher, dy, x, residual, weight, bias, activation, stats, sums):
     """`sums` of x's own statistics, whose mean is corrected by what rounding left in xhat."""
-    outer, channels, inner = x.shape
-    dys, xs, rs, number, stride = flat(dy), flat(x), flat(residual), weight.dtype.type, channels * inner
-    shares = _shares(outer, channels)
+    outer, channels, _ = x.shape
+    xs, shares, number = flat(x), _shares(outer, channels), weight.dtype.type
     parts = np.empty((3, channels * shares))
-    for task in prange(channels * shares):
-        c, first, last = _samples(task, shares, outer)
-        start, m, r = c * inner + first * stride, number(stats[0, c]), number(stats[1, c])
-        parts[2, task] = centre_before(xs, start, last - first, stride, inner, m, r, number(0)) * (last - first)
+    launch(launcher, _set_centres, channels * shares, (xs, x.shape, stats, weight, parts))
     for c in range(channels):
         centre = parts[2, c * shares : (c + 1) * shares].sum() / outer
         stats[0, c] = number(stats[0, c]) + (centre / stats[1, c] if centre else 0.0)
-    for task in prange(channels * shares):
-        c, first, last = _samples(task, shares, outer)
-        span = c * inner + first * stride, last - first, stride, inner
-        m, r, centre = number(stats[0, c]), number(stats[1, c]), _centre(stats[0, c], stats[1, c], number(0))
-        dz = np.empty(room_for_upstream(activation, 0, 0), weight.dtype)
-        line = m, number(stats[1, c] * weight[c]), number(bias[c] - centre * weight[c]), BLOCK
-        sum_dy, sum_dyt = channel_sums(dys, xs, rs, *span, m, r, line, activation, dz, False)
-        parts[0, task], parts[1, task] = sum_dy, sum_dyt - (centre * sum_dy if centre else 0.0)
+    args = flat(dy), xs, flat(residual), x.shape, stats, weight, bias, activation, parts
+    launch(launcher, _set_sums, channels * shares, args)
     for c in range(channels):
         for k in range(2):
             sums[k, c] = parts[k, c * shares : (c + 1) * shares].sum()

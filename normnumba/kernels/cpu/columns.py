@@ -6,12 +6,8 @@ Rows are read as they lie in memory, and their elements added to one accumulator
 folded: several rows are taken as one long row, which fills vectors, and its columns are put together at the end. The
 last long row may be shorter than the others.
 
-Loops over `prange` take a plain number: one with a condition in it is a serial loop to numba, in silence, and was one
-here for long. None is entered for nothing or for one short task: a launch wakes the other threads, which took 20 to 50
-us of a call of 120.
-
-Several samples that fit a core's own cache are taken one by each thread, by the serial kernel of one sample, so that
-nothing is read twice from further away; of others, all threads take one together.
+Several samples that fit a core's own cache are taken one by each thread, by the kernel of one sample without threads,
+so that nothing is read twice from further away; of others, all threads take one together.
 """
 
 from __future__ import annotations
@@ -21,12 +17,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import prange, types
+from numba import types
 
 from .. import BATCH, CONSTANT, GIVEN, RELU
 from .activations import SPARE
 from .compiling import address, array_in, array_out, variants
-from .launching import select
+from .launching import run
 from .lowlevel import (
     BLOCK,
     accumulate,
@@ -43,6 +39,7 @@ from .lowlevel import (
     load,
     muladd,
     scalar,
+    work,
 )
 from .moments import any_moments
 from .spans import (
@@ -63,6 +60,7 @@ from .spans import (
     write_gradients,
     write_span,
 )
+from .tasks import launch
 
 FOLD = 512
 """Elements that a long row has at least: writing rows of 256 took 144 us where rows of 1024 took 115, but much longer
@@ -127,12 +125,12 @@ def run_samples(one: Callable[..., Any], own: Callable[..., Any], x: np.ndarray,
     """Let each thread take samples of its own where they are small, and all threads the same sample otherwise."""
     samples = x.shape[0]
     if samples == 1:
-        select(one, x)(0, *args)
+        run(one, x, 0, *args)
     elif x.nbytes <= OWN * samples:
-        select(own, x)(address(one(x.dtype, False)), *args)
+        run(own, x, address(one(x.dtype)), *args)
     else:
         for o in range(samples):
-            select(one, x)(o, *args)
+            run(one, x, o, *args)
 
 
 @scalar
@@ -379,17 +377,17 @@ def _parts(groups, channels):
     return min(groups, (channels + 1023) // 1024)
 
 
-@scalar
-def _sum_block(x, base, size, b, long_rows, pivots, totals):
-    first, last = bounds(b, totals.shape[0], long_rows)
-    block_moments(x, base, pivots.size, size, first, last, frozen(pivots), totals[b])
+@work
+def _sum_block(task, tasks, x, base, size, long_rows, pivots, totals):
+    first, last = bounds(task, tasks, long_rows)
+    block_moments(x, base, pivots.size, size, first, last, frozen(pivots), totals[task])
 
 
-@scalar
-def _finish(x, base, rows, weight, bias, eps, part, totals, vectors, stats, mean, rstd):
-    """Everything that the columns of a part take, from the sums of all blocks or from given statistics"""
+@work
+def _finish(task, tasks, x, base, rows, weight, bias, eps, totals, vectors, stats, mean, rstd):
+    """Everything that some columns take, from the sums of all blocks or from given statistics"""
     groups, channels = stats.shape[1], weight.size
-    low, high = bounds(part, _parts(groups, channels), groups)
+    low, high = bounds(task, tasks, groups)
     if totals.size:
         _merge(totals, channels, low * channels // groups, high * channels // groups)
     for g in range(low, high):
@@ -405,10 +403,10 @@ def _lines_of(vectors, y, past):
     return frozen(continued(vectors, lanes_of(y)) if past else vectors)
 
 
-@allocating
-def _write_block(x, residual, base, size, b, blocks, long_rows, vectors, activation, past, staged, y):
+@work
+def _write_block(task, tasks, x, residual, base, size, long_rows, vectors, activation, past, staged, y):
     width = vectors.shape[1]
-    first, last = bounds(b, blocks, long_rows)
+    first, last = bounds(task, tasks, long_rows)
     first, last = first * width, min(last * width, size)
     buffer = np.empty(BLOCK if staged else 0, y.dtype)
     z = np.empty(BLOCK if activation > RELU else 0, vectors.dtype)
@@ -421,44 +419,43 @@ def _write_block(x, residual, base, size, b, blocks, long_rows, vectors, activat
 
 def _forward_signature(T, A):
     return types.void(
-        *(types.intp, array_in(T, 3), array_in(T, 3), array_in(A, 1), array_in(A, 1), types.float64, types.boolean),
-        *(types.intp, array_out(types.float64, 2), array_out(T, 3), array_out(A, 1), array_out(A, 1)),
+        *(types.intp, types.intp, array_in(T, 3), array_in(T, 3), array_in(A, 1), array_in(A, 1), types.float64),
+        *(types.boolean, types.intp, array_out(types.float64, 2), array_out(T, 3), array_out(A, 1), array_out(A, 1)),
     )
 
 
 @variants(_forward_signature)
-def _forward_sample(o, x, residual, weight, bias, eps, training, activation, stats, y, mean, rstd):
+def _forward_sample(launcher, o, x, residual, weight, bias, eps, training, activation, stats, y, mean, rstd):
     samples, rows, channels = x.shape
     xs, rs, ys, size = flat(x), flat(residual), flat(y), rows * channels
     width, long_rows, sums, writes = _layout(rows, channels)
     groups = stats.shape[1] // samples
-    base, parts, (past, staged) = o * size, _parts(groups, channels), ways_of_writing(y, size, x, activation)
+    base, (past, staged) = o * size, ways_of_writing(y, size, x, activation)
     sums, writes = sums if training else 0, writes if y.size else 0
     vectors, totals = np.empty((3, width), weight.dtype), np.empty((sums, 2, width))
     low, high = o * groups, (o + 1) * groups
     if training:
         _set_pivots(xs, base, size // width, channels, vectors[0])
-        for b in prange(sums):
-            _sum_block(xs, base, size, b, long_rows, vectors[0], totals)
-    own = weight, bias, eps
+    launch(launcher, _sum_block, sums, (xs, base, size, long_rows, vectors[0], totals))
     known = totals, vectors, stats[:, low:high], mean[low:high], rstd[low:high]
-    if parts == 1:
-        _finish(xs, base, rows, *own, 0, *known)
-    else:
-        for part in prange(parts):
-            _finish(xs, base, rows, *own, part, *known)
-    if writes:
-        for b in prange(writes):
-            _write_block(xs, rs, base, size, b, writes, long_rows, vectors, activation, past, staged, ys)
+    launch(launcher, _finish, _parts(groups, channels), (xs, base, rows, weight, bias, eps, *known))
+    ways = activation, past, staged
+    launch(launcher, _write_block, writes, (xs, rs, base, size, long_rows, vectors, *ways, ys))
 
 
 _run_forward = calling(_forward_signature)
 
 
+@work
+def _normalize_sample(task, tasks, kernel, x, residual, weight, bias, eps, training, activation, stats, y, mean, rstd):
+    own = residual, weight, bias, eps, training, activation, stats, y, mean, rstd
+    _run_forward(kernel, (0, task, x, *own))
+
+
 @variants(_forward_signature)
-def _forward_own(kernel, x, residual, weight, bias, eps, training, activation, stats, y, mean, rstd):
-    for o in prange(x.shape[0]):
-        _run_forward(kernel, (np.intp(o), x, residual, weight, bias, eps, training, activation, stats, y, mean, rstd))
+def _forward_own(launcher, kernel, x, residual, weight, bias, eps, training, activation, stats, y, mean, rstd):
+    own = residual, weight, bias, eps, training, activation, stats, y, mean, rstd
+    launch(launcher, _normalize_sample, x.shape[0], (kernel, x, *own))
 
 
 @scalar
@@ -501,11 +498,11 @@ def _set_centres(totals, rows, stats, vectors, centres, weight, bias):
                 vectors[5, j] = bias[c] - centres[g] * weight[c]
 
 
-@scalar
-def _set_curves(vectors, totals, stats, centres, weight, part, terms, count, sums):
-    """What dx takes in the groups of a part, in every fold: the slope and the shift. totals of all blocks go to sums"""
+@work
+def _set_curves(task, tasks, vectors, totals, stats, centres, weight, terms, count, sums):
+    """What dx takes in some groups, in every fold: the slope and the shift. totals of all blocks go to sums"""
     groups, channels = centres.size, weight.size
-    low, high = bounds(part, _parts(groups, channels), groups)
+    low, high = bounds(task, tasks, groups)
     if terms != GIVEN:
         _merge(totals, channels, low * channels // groups, high * channels // groups)
     for g in range(low, high):
@@ -541,22 +538,30 @@ def _write_gradients(
         fence()
 
 
-@allocating
-def _products_of_block(dy, x, residual, base, size, first, last, vectors, constant, outputs, totals):
-    """The sums of the long rows from first to last, and where statistics are `constant` their gradients
+@work
+def _products_of_block(task, tasks, dy, x, residual, base, size, long_rows, vectors, constant, outputs, totals):
+    """The sums of some long rows, and where statistics are `constant` their gradients
 
     Those need no sums, hence are written while dy is still in a core's own cache: 98 MiB took 0.7 of the time. By the
     rows that sums have in common: half as many took 0.97 of the time, and sums without dx would have other bits.
     """
-    activation, width = outputs[0], vectors.shape[1]
-    totals[:] = 0
+    (first, last), activation, width = bounds(task, tasks, long_rows), outputs[0], vectors.shape[1]
+    own = totals[task]
+    own[:] = 0
     v = _lines_of(vectors, outputs[3], constant and outputs[1])
     step = GROUP if constant else max(1, last - first)
     for group in range(first, last, step):
         stop = min(group + step, last)
-        _block_products(dy, x, residual, base, size, group, stop, frozen(vectors), activation, totals)
+        _block_products(dy, x, residual, base, size, group, stop, frozen(vectors), activation, own)
         if constant:
             _write_gradients(dy, x, residual, base, size, group, stop, v, width, CONSTANT, *outputs)
+
+
+@work
+def _gradients_of_block(task, tasks, dy, x, residual, base, size, long_rows, vectors, terms, outputs):
+    """dx and dresidual of some long rows"""
+    (first, last), v = bounds(task, tasks, long_rows), _lines_of(vectors, outputs[3], outputs[1])
+    _write_gradients(dy, x, residual, base, size, first, last, v, vectors.shape[1], terms, *outputs)
 
 
 @allocating
@@ -570,57 +575,49 @@ def _given(stats, o, groups, eps, squared):
 
 def _backward_signature(T, A):
     return types.void(
-        *(types.intp, array_in(T, 3), array_in(T, 3), array_in(T, 3), array_in(types.float64, 2), array_in(A, 1)),
-        *(array_in(A, 1), types.float64, types.boolean, types.intp, types.intp, types.intp, array_out(T, 3)),
-        *(array_out(T, 3), array_out(types.float64, 2)),
+        *(types.intp, types.intp, array_in(T, 3), array_in(T, 3), array_in(T, 3), array_in(types.float64, 2)),
+        *(array_in(A, 1), array_in(A, 1), types.float64, types.boolean, types.intp, types.intp, types.intp),
+        *(array_out(T, 3), array_out(T, 3), array_out(types.float64, 2)),
     )
 
 
 @variants(_backward_signature)
 def _backward_sample(
-    o, dy, x, residual, stats, weight, bias, eps, squared, terms, count, activation, dx, dresidual, sums
+    launcher, o, dy, x, residual, stats, weight, bias, eps, squared, terms, count, activation, dx, dresidual, sums
 ):
     samples, rows, channels = x.shape
-    dys, xs, rs, dxs, drs, size = flat(dy), flat(x), flat(residual), flat(dx), flat(dresidual), rows * channels
+    data, dxs, size = (flat(dy), flat(x), flat(residual)), flat(dx), rows * channels
     width, long_rows, blocks, writes = _layout(rows, channels)
     groups = stats.shape[1] // samples
-    base, parts = o * size, _parts(groups, channels)
-    past, staged = ways_of_differentiating(dx, size, dy, x, activation, residual, dresidual)
+    base, outputs = o * size, (activation, *ways_of_differentiating(dx, size, dy, x, activation, residual, dresidual))
     given, centres = _given(stats, o, groups, eps, squared), np.zeros(groups)
     vectors, totals = np.empty((6, width), weight.dtype), np.empty((blocks, 2, width))
     _set_lines(vectors, given, centres, terms, weight, bias)
-    outputs = activation, past, staged, dxs, drs
     writes = writes if dx.size or dresidual.size else 0
     at_once = terms == CONSTANT and 0 < writes <= blocks  # of very long rows there are fewer blocks that have sums
+    where, outputs = (*data, base, size, long_rows, vectors), (*outputs, dxs, flat(dresidual))
     if _far(given, terms):
-        for b in prange(blocks):
-            _sum_block(xs, base, size, b, long_rows, vectors[0], totals)
+        launch(launcher, _sum_block, blocks, (flat(x), base, size, long_rows, vectors[0], totals))
         _set_centres(totals, rows, given, vectors, centres, weight, bias)
     if terms != GIVEN:
-        for b in prange(blocks):
-            first, last = bounds(b, blocks, long_rows)
-            _products_of_block(dys, xs, rs, base, size, first, last, vectors, at_once, outputs, totals[b])
-    known = vectors, totals, given, centres, weight
+        launch(launcher, _products_of_block, blocks, (*where, at_once, outputs, totals))
     own = terms, count, sums[:, o * channels : (o + 1) * channels]
-    if parts == 1:
-        _set_curves(*known, 0, *own)
-    else:
-        for part in prange(parts):
-            _set_curves(*known, part, *own)
-    if writes and not at_once:
-        for b in prange(writes):
-            first, last = bounds(b, writes, long_rows)
-            v = _lines_of(vectors, dxs, past)
-            _write_gradients(dys, xs, rs, base, size, first, last, v, width, terms, *outputs)
+    launch(launcher, _set_curves, _parts(groups, channels), (vectors, totals, given, centres, weight, *own))
+    if not at_once:
+        launch(launcher, _gradients_of_block, writes, (*where, terms, outputs))
 
 
 _run_backward = calling(_backward_signature)
 
 
+@work
+def _differentiate_sample(task, tasks, kernel, dy, x, residual, stats, affine, options, dx, dresidual, sums):
+    _run_backward(kernel, (0, task, dy, x, residual, stats, *affine, *options, dx, dresidual, sums))
+
+
 @variants(_backward_signature)
 def _backward_own(
-    kernel, dy, x, residual, stats, weight, bias, eps, squared, terms, count, activation, dx, dresidual, sums
+    launcher, kernel, dy, x, residual, stats, weight, bias, eps, squared, terms, count, activation, dx, dresidual, sums
 ):
-    known = residual, stats, weight, bias, eps, squared, terms, count, activation
-    for o in prange(x.shape[0]):
-        _run_backward(kernel, (np.intp(o), dy, x, *known, dx, dresidual, sums))
+    known = (weight, bias), (eps, squared, terms, count, activation)
+    launch(launcher, _differentiate_sample, x.shape[0], (kernel, dy, x, residual, stats, *known, dx, dresidual, sums))

@@ -30,6 +30,7 @@ from numba.core import caching, config
 from numba.core.registry import cpu_target
 from numba.core.runtime import rtsys
 
+from .linking import KernelCompiler
 from .lowlevel import OPTIONS, accumulator
 
 _SOURCES = Path(__file__).parent
@@ -50,7 +51,7 @@ class Kernel(NamedTuple):
     others: int
     """How many dtypes it asks for besides that of the data."""
     plain: bool
-    """Whether it is for small calls: serial, and for dtypes that kernels see as they are."""
+    """Whether it is for small calls, of dtypes that kernels see as they are."""
 
 
 kernels: dict[str, Kernel] = {}
@@ -67,29 +68,34 @@ def array_out(dtype: Any, ndim: int) -> types.Array:
     return types.Array(dtype, ndim, "C")
 
 
+def compile_kernel(source: Callable[..., Any], name: str, signature: Any, parallel: bool = False) -> Any:
+    """A source under that name, compiled for one signature or loaded from the disk cache."""
+    kernel = FunctionType(source.__code__, source.__globals__, name)
+    kernel.__qualname__ = name
+    compiled.append(f"{source.__module__}.{name}")
+    dispatcher = numba.njit(parallel=parallel, pipeline_class=KernelCompiler, **OPTIONS)(kernel)
+    dispatcher._cache = _Cache(kernel)
+    dispatcher.compile(signature)
+    dispatcher.disable_compile()
+    return dispatcher
+
+
 def variants(signature: Callable[..., Any], name: str = "", plain: bool = False) -> Callable[[Callable[..., Any]], Any]:
     """Turn a kernel's source into a cached factory of its compiled variants.
 
     `signature(T, A, *others)` gives the numba signature for data of type T computed in type A, and arrays of other
-    types. Call the result with the dtype of the data, whether `prange` shall use threads, and the other dtypes.
-    `name` is that of the source unless one source makes several kernels, and `plain` is told of in `Kernel`.
+    types. Call the result with the dtype of the data and the other dtypes. `name` is that of the source unless one
+    source makes several kernels, and `plain` is told of in `Kernel`.
     """
 
     def decorate(source: Callable[..., Any]) -> Any:
         title = name or source.__name__
 
         @functools.cache
-        def variant(dtype: np.dtype, parallel: bool, *others: np.dtype) -> Any:
-            parts = (title, dtype.name, *(d.name for d in others), "parallel" if parallel else "serial")
-            kernel = FunctionType(source.__code__, source.__globals__, "-".join(parts))
-            kernel.__qualname__ = kernel.__name__
-            compiled.append(f"{source.__module__}.{kernel.__name__}")
-            dispatcher = numba.njit(parallel=parallel, **OPTIONS)(kernel)
-            dispatcher._cache = _Cache(kernel)
+        def variant(dtype: np.dtype, *others: np.dtype) -> Any:
             data = numba.from_dtype(dtype)
-            dispatcher.compile(signature(data, accumulator(data), *map(numba.from_dtype, others)))
-            dispatcher.disable_compile()
-            return dispatcher
+            types = signature(data, accumulator(data), *map(numba.from_dtype, others))
+            return compile_kernel(source, "-".join((title, dtype.name, *(d.name for d in others))), types)
 
         variant.signature = signature  # type: ignore[attr-defined]
         module, others = source.__module__.rpartition(".")[2], len(inspect.signature(signature).parameters) - 2

@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import prange, types
+from numba import types
 
 from .. import BATCH, RELU
 from .compiling import array_in, array_out, variants
-from .launching import select
+from .launching import run
 from .lowlevel import (
     BLOCK,
     STREAM_RUN,
@@ -22,6 +22,7 @@ from .lowlevel import (
     inlined,
     tasks_in_turn,
     tasks_of,
+    work,
 )
 from .moments import NO_SUMS, moments, moments_of_sums, pivot_of
 from .spans import (
@@ -36,59 +37,65 @@ from .spans import (
     write_gradients,
     write_span,
 )
+from .tasks import launch
 
 
 def groups_forward(x: Any, weight: Any, bias: Any, eps: float, activation: int, y: Any, mean: Any, rstd: Any) -> None:
     """Write y, and mean and rstd (N, G) of every group."""
-    select(_forward, x)(x, weight, bias, eps, activation, y, mean, rstd)
+    run(_forward, x, x, weight, bias, eps, activation, y, mean, rstd)
 
 
 def groups_backward(
     dy: Any, x: Any, mean: Any, rstd: Any, weight: Any, bias: Any, activation: int, dx: Any, dweight: Any, dbias: Any
 ) -> None:
     """Write dx unless it is empty, and dweight and dbias (G * K)."""
-    select(_backward, x)(dy, x, mean, rstd, weight, bias, activation, dx, dweight, dbias)
+    run(_backward, x, dy, x, mean, rstd, weight, bias, activation, dx, dweight, dbias)
+
+
+@work
+def _normalize_some(task, tasks, x, shape, weight, bias, eps, activation, y, past, staged, mean, rstd):
+    """y, mean and rstd of some groups of samples"""
+    samples, groups, width, inner = shape
+    count, number, none = width * inner, mean.dtype.type, x[:0]
+    # not for `past`: a sample has the same bits, and so the same order of sums, alone and in a large batch
+    outer, stride, run = (width, inner, inner) if inner >= STREAM_RUN else (1, 0, count)
+    buffer = np.empty(BLOCK if staged else 0, y.dtype)
+    z = np.empty(BLOCK if activation > RELU else 0, weight.dtype)
+    first, last = bounds(task, tasks, samples * groups)
+    about, sums = number(0), NO_SUMS
+    for unit in range(first, last):
+        whole = unit * count, outer, stride, run
+        if past and unit > first:
+            pivot, shift, _, r = moments_of_sums(x, *whole, about, sums, eps, True)
+        else:
+            pivot, shift, _, r = moments(x, *whole, eps, True, number(0))
+        chained = past and unit + 1 < last
+        if chained:
+            about, sums = pivot_of(x, (unit + 1) * count, run, True, number(0)), NO_SUMS
+        mean[unit // groups, unit % groups], rstd[unit // groups, unit % groups] = pivot + shift, r
+        for k in range(width):
+            c, start = unit % groups * width + k, unit * count + k * inner
+            scale = r * weight[c]
+            line = pivot, number(scale), number(bias[c] - shift * scale), BLOCK
+            if chained:
+                sums = write_and_sum(x, none, start, 1, 0, inner, line, activation, y, start + count, about, sums)
+            else:
+                write_span(x, none, start, 1, 0, inner, line, activation, z, y, past, buffer, count)
+    if staged or past:
+        fence()
 
 
 @variants(
     lambda T, A: types.void(
-        *(array_in(T, 4), array_in(A, 1), array_in(A, 1), types.float64, types.intp),
+        *(types.intp, array_in(T, 4), array_in(A, 1), array_in(A, 1), types.float64, types.intp),
         *(array_out(T, 4), array_out(A, 2), array_out(A, 2)),
     )
 )
-def _forward(x, weight, bias, eps, activation, y, mean, rstd):
-    samples, groups, width, inner = x.shape
-    count = width * inner
-    xs, ys, number, units = flat(x), flat(y), mean.dtype.type, samples * groups
-    none, (past, staged) = xs[:0], ways_of_writing(y, inner, x, activation)
-    tasks = tasks_in_turn(units, x.size, past)
-    # not for `past`: a sample has the same bits, and so the same order of sums, alone and in a large batch
-    outer, stride, run = (width, inner, inner) if inner >= STREAM_RUN else (1, 0, count)
-    for task in prange(tasks):
-        buffer = np.empty(BLOCK if staged else 0, y.dtype)
-        z = np.empty(BLOCK if activation > RELU else 0, weight.dtype)
-        first, last = bounds(task, tasks, units)
-        about, sums = number(0), NO_SUMS
-        for unit in range(first, last):
-            whole = unit * count, outer, stride, run
-            if past and unit > first:
-                pivot, shift, _, r = moments_of_sums(xs, *whole, about, sums, eps, True)
-            else:
-                pivot, shift, _, r = moments(xs, *whole, eps, True, number(0))
-            chained = past and unit + 1 < last
-            if chained:
-                about, sums = pivot_of(xs, (unit + 1) * count, run, True, number(0)), NO_SUMS
-            mean[unit // groups, unit % groups], rstd[unit // groups, unit % groups] = pivot + shift, r
-            for k in range(width):
-                c, start = unit % groups * width + k, unit * count + k * inner
-                scale = r * weight[c]
-                line = pivot, number(scale), number(bias[c] - shift * scale), BLOCK
-                if chained:
-                    sums = write_and_sum(xs, none, start, 1, 0, inner, line, activation, ys, start + count, about, sums)
-                else:
-                    write_span(xs, none, start, 1, 0, inner, line, activation, z, ys, past, buffer, count)
-        if staged or past:
-            fence()
+def _forward(launcher, x, weight, bias, eps, activation, y, mean, rstd):
+    past, staged = ways_of_writing(y, x.shape[3], x, activation)
+    tasks = tasks_in_turn(mean.size, x.size, past)
+    args = flat(x), x.shape, weight, bias, eps, activation, flat(y), past, staged, mean, rstd
+    launch(launcher, _normalize_some, tasks, args)
 
 
 @inlined
@@ -115,38 +122,39 @@ def _differentiate(dy, x, unit, mean, rstd, weight, bias, activation, dz, dx, sh
         write_gradients(dy, x, none, *span, line, curve, BATCH, activation, own, kept, outputs)
 
 
+@work
+def _differentiate_some(task, tasks, dy, x, shape, mean, rstd, weight, bias, activation, dx, past, staged, partial):
+    """dx of some groups in a block of samples, and their sums"""
+    samples, groups, width, inner = shape
+    blocks, count = partial.shape[0], width * inner
+    buffer = np.empty(BLOCK if staged else 0, dx.dtype)
+    dz = np.empty(room_for_upstream(activation, count, weight.itemsize), weight.dtype)
+    first, last = bounds(task, tasks, blocks * groups)
+    for part in range(first, last):
+        b, g = part // groups, part % groups
+        low, high = bounds(b, blocks, samples)
+        own = partial[b]
+        for n in range(low, high):
+            unit, m, r = n * groups + g, mean[n, g], rstd[n, g]
+            _differentiate(
+                dy, x, unit, m, r, weight, bias, activation, dz, dx, (width, inner), (past, staged), buffer, own
+            )
+    if staged or past:
+        fence()
+
+
 @variants(
     lambda T, A: types.void(
-        *(array_in(T, 4), array_in(T, 4), array_in(A, 2), array_in(A, 2), array_in(A, 1), array_in(A, 1)),
+        *(types.intp, array_in(T, 4), array_in(T, 4), array_in(A, 2), array_in(A, 2), array_in(A, 1), array_in(A, 1)),
         *(types.intp, array_out(T, 4), array_out(A, 1), array_out(A, 1)),
     )
 )
-def _backward(dy, x, mean, rstd, weight, bias, activation, dx, dweight, dbias):
+def _backward(launcher, dy, x, mean, rstd, weight, bias, activation, dx, dweight, dbias):
     samples, groups, width, inner = x.shape
-    dys, xs, dxs, channels = flat(dy), flat(x), flat(dx), groups * width
-    none = xs[:0]
-    count, (past, staged) = width * inner, ways_of_differentiating(dx, inner, dy, x, activation, none, none)
+    none, channels = flat(x)[:0], groups * width
+    past, staged = ways_of_differentiating(dx, inner, dy, x, activation, none, none)
     blocks = max(1, min(samples, 64, (1 << 16) // channels))  # from the shape alone: bits never change
     partial = np.zeros((blocks, 2, channels))
-    tasks = tasks_of(blocks * groups, x.size)
-    for task in prange(tasks):
-        buffer = np.empty(BLOCK if staged else 0, dx.dtype)
-        dz = np.empty(room_for_upstream(activation, count, weight.itemsize), weight.dtype)
-        first, last = bounds(task, tasks, blocks * groups)
-        for part in range(first, last):
-            b, g = part // groups, part % groups
-            low, high = bounds(b, blocks, samples)
-            own = partial[b]
-            for n in range(low, high):
-                unit, m, r = n * groups + g, mean[n, g], rstd[n, g]
-                _differentiate(
-                    dys, xs, unit, m, r, weight, bias, activation, dz, dxs, (width, inner), (past, staged), buffer, own
-                )
-        if staged or past:
-            fence()
-    parts = (channels + BLOCK - 1) // BLOCK
-    if parts == 1:
-        merge_sums(partial, 0, dweight, dbias)
-    else:
-        for part in prange(parts):
-            merge_sums(partial, part * BLOCK, dweight, dbias)
+    args = flat(dy), flat(x), x.shape, mean, rstd, weight, bias, activation, flat(dx), past, staged, partial
+    launch(launcher, _differentiate_some, tasks_of(blocks * groups, x.size), args)
+    merge_sums(launcher, partial, dweight, dbias)

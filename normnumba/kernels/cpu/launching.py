@@ -1,9 +1,9 @@
-"""Serial or parallel: which twin of a kernel runs, and on which of numba's threading layers.
+"""Serial or parallel: whether a kernel has threads for its tasks, and on which of numba's threading layers.
 
-Both twins give the same bits, so the choice is about speed and safety alone. workqueue aborts the process when two
-Python threads launch at once, so there one of them takes the serial twin; TBB is preferred because it needs no such
-care. GNU OpenMP kills a forked child that launches threads, and under TBB a child forked while another thread was in a
-kernel was seen to hang, so children of a process that has launched threads stay serial.
+The bits are the same, so the choice is about speed and safety alone. workqueue aborts the process when two Python
+threads launch at once, so there one of them goes without; TBB is preferred because it needs no such care. GNU OpenMP
+kills a forked child that launches threads, and under TBB a child forked while another thread was in a kernel was seen
+to hang, so children of a process that has launched threads stay serial.
 """
 
 from __future__ import annotations
@@ -19,35 +19,46 @@ from typing import Any
 import numba
 import numpy as np
 
+from .compiling import address, compile_kernel
+from .tasks import SPREAD, spread
+
 PARALLEL_FROM = 1 << 16
-"""Elements from which the parallel twin is faster: a launch costs 4 to 7 us, a core moves some 5 elements a ns."""
+"""Elements from which threads are faster: a launch costs 4 to 7 us, a core moves some 5 elements a ns."""
 
 _launching = threading.Lock()
 _forked = False
 
 
-def select(variant: Callable[..., Any], x: np.ndarray, *others: np.dtype) -> Callable[..., None]:
-    """The compiled twin of a kernel that suits the size of x, its dtype and those of others."""
+def run(variant: Callable[..., Any], x: np.ndarray, *args: Any, others: tuple[np.dtype, ...] = ()) -> None:
+    """Call the kernel for x's dtype and others with a launcher of tasks, or with 0, whichever suits the size of x."""
+    kernel = variant(x.dtype, *others)
     if x.size < PARALLEL_FROM or _forked:
-        return variant(x.dtype, False, *others)
+        kernel(0, *args)
+        return
     kind = layer()  # starts the threads, on the layer that is wanted
     if numba.get_num_threads() == 1:
-        return variant(x.dtype, False, *others)
-    if kind == "workqueue":
-        return functools.partial(_launch_alone, variant, (x.dtype, *others))
-    return variant(x.dtype, True, *others)
+        kernel(0, *args)
+    elif kind == "workqueue":
+        _launch_alone(kernel, args)
+    else:
+        kernel(address(spread_tasks()), *args)
 
 
-def _launch_alone(variant: Callable[..., Any], dtypes: tuple[np.dtype, ...], *args: Any) -> None:
-    """Run the parallel twin unless another thread has launched one that is not done yet."""
-    kind, *others = dtypes
+def _launch_alone(kernel: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    """Call a kernel with threads unless another thread has launched a kernel that is not done yet."""
     if not _launching.acquire(blocking=False):
-        variant(kind, False, *others)(*args)
+        kernel(0, *args)
         return
     try:
-        variant(kind, True, *others)(*args)
+        kernel(address(spread_tasks()), *args)
     finally:
         _launching.release()
+
+
+@functools.cache
+def spread_tasks() -> Any:
+    """The launcher of tasks, compiled."""
+    return compile_kernel(spread, "spread", SPREAD, parallel=True)
 
 
 @functools.cache

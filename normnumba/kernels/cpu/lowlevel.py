@@ -21,13 +21,14 @@ from numba.np.arrayobj import populate_array
 
 from .halves import from_float16, to_float16
 from .lanes import Lanes, Line, constant_like, overload_of, shaped, splat, total_of
+from .linking import HelperCompiler
 
 LINE = 64
 """Bytes in a cache line, and in most streaming stores."""
 
 OPTIONS = {"nogil": True, "error_model": "numpy"}
-"""How kernels are compiled. Strict arithmetic, because the serial and the parallel twin of a kernel, two compilations
-of one source, must give the same bits, and which product LLVM fuses with which sum is its own choice."""
+"""How kernels are compiled. Strict arithmetic: which product LLVM fuses with which sum is its own choice, and another
+where the same loop stands elsewhere."""
 
 _INNER = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True, "fastmath": False, "forceinline": False}
 _INNER |= {"_nrt": False}
@@ -43,21 +44,8 @@ _FAST = {**_INNER, "fastmath": {"nsz", "contract"}}
 
 
 def _helper(**options):
-    """A decorator of functions that only kernels call.
-
-    To the linker such a function is its qualified name and a counter of the process that compiled it. Two closures of
-    one factory, from kernels that two processes have put into the cache, could so pass for each other in a third, with
-    wrong numbers; hence what tells closures apart is in their names.
-    """
-    compiled = numba.njit(**options)
-
-    def decorate(function):
-        for cell in function.__closure__ or ():
-            value = cell.cell_contents
-            function.__qualname__ += f"-{getattr(value, '__qualname__', value)}"
-        return compiled(function)
-
-    return decorate
+    """A decorator of functions that only kernels call."""
+    return numba.njit(pipeline_class=HelperCompiler, **options)
 
 
 scalar = _helper(**_INNER)
@@ -71,13 +59,15 @@ elementwise = _helper(**_FAST)
 `reassoc`, which may turn (x - pivot) - shift into x - (pivot + shift). Never for the scalars around a loop: of two
 products in a sum LLVM would fuse now the one, now the other."""
 
+work = _helper(**{**_INNER, "_nrt": True, "forceinline": True})
+"""The same for what a task does: see `tasks`."""
+
 inlined = _helper(**{**_INNER, "forceinline": True})
 """`scalar` for what is done to one block: an array is passed as seven words, and a few of them take longer than a small
 image."""
 
 inlined_elementwise = _helper(**{**_FAST, "forceinline": True})
-"""`elementwise` for what is done to one element, since LLVM vectorizes no loop with a call in it; for short loops; and
-for loops that sum (see `plus`)."""
+"""`elementwise` for short loops, and for what is done to one element: LLVM vectorizes no loop with a call in it."""
 
 BLOCK = 4096
 """Elements that one loop takes: 16 KiB of float32, half of an L1 cache, and few enough roundings to ignore."""
@@ -216,13 +206,10 @@ def plus(typingctx, total, value):
     """total + value in a loop that sums, where LLVM may keep several partial sums.
 
     This addition alone has `reassoc`. With it on a whole function, products and differences were regrouped too, in ways
-    that changed from one compilation to the next, and with them the last bits. The loop has to be inlined into its
-    kernel: a process that has just compiled it would otherwise run the helper's own machine code, one that has loaded
-    the kernel from the cache the copy in there, and LLVM has regrouped the partial sums of the two differently.
+    that changed from one compilation to the next, and with them the last bits.
     """
 
     def codegen(context, builder, sig, args):
-        assert "alwaysinline" in builder.function.attributes, "sums belong in an `inlined_elementwise` function"
         return builder.fadd(*args, flags=("reassoc", "nsz", "contract"))
 
     return total(total, total), codegen

@@ -1,9 +1,9 @@
-"""Small contiguous arrays as callers have them: the serial kernels, with what Python would do around them.
+"""Small contiguous arrays as callers have them: the kernels without threads, with what Python would do around them.
 
 In Python a check of a vector's strides is 0.2 us, a reshape 0.13, two statistics in one float64 array 0.6, the sums in
 two arrays of another type 0.5; a norm of 8x16 is 1 us. What is below checks that vectors fit and that all arrays are
 aligned, and else returns False, having done nothing; that matrices have their shape and are contiguous is for the
-caller to see to. Each entry calls the compiled serial kernel by its address, so that it is compiled itself in half a
+caller to see to. Each entry calls the compiled kernel by its address, so that it is compiled itself in half a
 second.
 """
 
@@ -82,8 +82,8 @@ def _run(entry: Callable[..., Any], kernel: Callable[..., Any], x: Any, argument
 
 @functools.cache
 def _found(entry: Callable[..., Any], kernel: Callable[..., Any], dtype: np.dtype) -> tuple[Callable[..., bool], int]:
-    """What is called, and the address of the serial kernel that it calls."""
-    return entry(dtype, False), address(kernel(dtype, False))
+    """What is called, and the address of the kernel that it calls, without a launcher."""
+    return entry(dtype), address(kernel(dtype))
 
 
 _run_rows, _differentiate_rows = calling(rows._forward.signature), calling(rows._backward.signature)
@@ -169,7 +169,7 @@ def _rows_forward(kernel, x, weight, bias, eps, center, y, mean, rstd):
     if not (_aligned(x) and _fits(weight, x.shape[1]) and _fits(bias, x.shape[1])):
         return False
     affine = assumed_contiguous(weight), assumed_contiguous(bias)
-    _run_rows(kernel, (x, *affine, eps, center, False, y, mean, rstd))
+    _run_rows(kernel, (0, x, *affine, eps, center, False, y, mean, rstd))
     return True
 
 
@@ -187,7 +187,7 @@ def _rows_backward(kernel, x, dy, mean, rstd, weight, center, dx, dweight, dbias
     if not (_aligned(dy) and _aligned(x)):
         return False
     known = assumed_contiguous(mean), assumed_contiguous(rstd), assumed_contiguous(weight)
-    _differentiate_rows(kernel, (dy, x, *known, center, False, dx, dweight, dbias))
+    _differentiate_rows(kernel, (0, dy, x, *known, center, False, dx, dweight, dbias))
     return True
 
 
@@ -199,9 +199,9 @@ def _normalize(kernel, x, weight, bias, eps, activation, y, mean, rstd, running_
     xs, ys, stats = _in_geometry(x), _in_geometry(y), np.empty((2, weight.size))
     known = xs, xs[:0], assumed_contiguous(weight), assumed_contiguous(bias), eps, True, activation, stats
     if x.ndim == 2:
-        _run_columns(kernel, (0, *known, ys, mean, rstd))
+        _run_columns(kernel, (0, 0, *known, ys, mean, rstd))
     else:
-        _run_channels(kernel, (*known, ys, mean, rstd))
+        _run_channels(kernel, (0, *known, ys, mean, rstd))
     _update(running_mean, running_var, momentum, stats, x.size // weight.size)
     return True
 
@@ -213,9 +213,9 @@ def _infer(kernel, x, mean, var, weight, bias, eps, activation, y):
     xs, ys, stats, none = _in_geometry(x), _in_geometry(y), _stacked(mean, var), np.empty(0, weight.dtype)
     known = xs, xs[:0], assumed_contiguous(weight), assumed_contiguous(bias), eps, False, activation, stats
     if x.ndim == 2:
-        _run_columns(kernel, (0, *known, ys, none, none))
+        _run_columns(kernel, (0, 0, *known, ys, none, none))
     else:
-        _run_channels(kernel, (*known, ys, none, none))
+        _run_channels(kernel, (0, *known, ys, none, none))
     return True
 
 
@@ -230,9 +230,9 @@ def _differentiate(kernel, x, dy, mean, rstd_or_var, weight, bias, eps, given, a
     affine = assumed_contiguous(weight), assumed_contiguous(bias)
     known = dys, xs, xs[:0], stats, *affine, eps, given, terms, x.size // size, activation
     if x.ndim == 2:
-        _differentiate_columns(kernel, (0, *known, dxs, dxs[:0], sums))
+        _differentiate_columns(kernel, (0, 0, *known, dxs, dxs[:0], sums))
     else:
-        _differentiate_channels(kernel, (*known, dxs, dxs[:0], sums))
+        _differentiate_channels(kernel, (0, *known, dxs, dxs[:0], sums))
     for c in range(size):
         dbias[c], dweight[c] = sums[0, c], sums[1, c]
     return True
@@ -249,9 +249,9 @@ def _apply(kernel, x, dy, mean, rstd, weight, bias, sum_dy, sum_dyxhat, count, d
     affine = assumed_contiguous(weight), assumed_contiguous(bias)
     known = dys, xs, xs[:0], stats, *affine, 0.0, False, GIVEN, count, NONE
     if x.ndim == 2:
-        _differentiate_columns(kernel, (0, *known, dxs, dxs[:0], sums))
+        _differentiate_columns(kernel, (0, 0, *known, dxs, dxs[:0], sums))
     else:
-        _differentiate_channels(kernel, (*known, dxs, dxs[:0], sums))
+        _differentiate_channels(kernel, (0, *known, dxs, dxs[:0], sums))
     return True
 
 
@@ -304,7 +304,7 @@ def _groups_forward(kernel, x, weight, bias, eps, activation, y, mean, rstd):
         return False
     xs, ys = _in_groups(x, mean.shape[1]), _in_groups(y, mean.shape[1])
     affine = assumed_contiguous(weight), assumed_contiguous(bias)
-    _run_groups(kernel, (xs, *affine, eps, activation, ys, mean, rstd))
+    _run_groups(kernel, (0, xs, *affine, eps, activation, ys, mean, rstd))
     return True
 
 
@@ -323,5 +323,5 @@ def _groups_backward(kernel, x, dy, mean, rstd, weight, bias, activation, dx, dw
     groups = mean.shape[1]
     arrays = _in_groups(dy, groups), _in_groups(x, groups), mean, rstd
     affine = assumed_contiguous(weight), assumed_contiguous(bias)
-    _differentiate_groups(kernel, (*arrays, *affine, activation, _in_groups(dx, groups), dweight, dbias))
+    _differentiate_groups(kernel, (0, *arrays, *affine, activation, _in_groups(dx, groups), dweight, dbias))
     return True

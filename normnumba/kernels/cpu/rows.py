@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import prange, types
+from numba import types
 
 from .compiling import array_in, array_out, variants
-from .launching import select
+from .launching import run
 from .lowlevel import (
     BLOCK,
     STREAM_FROM,
@@ -40,6 +40,7 @@ from .lowlevel import (
     stream,
     tasks_of,
     whole_lines,
+    work,
 )
 from .moments import moments, moments_of_several
 from .spans import (
@@ -56,20 +57,21 @@ from .spans import (
     normalize_several_past_caches,
     start_sums,
 )
+from .tasks import launch
 
 
 def rows_forward(
     x: Any, weight: Any, bias: Any, eps: float, center: bool, rounding: bool, y: Any, mean: Any, rstd: Any
 ) -> None:
     """Write y, mean and rstd (R) of every row."""
-    select(_forward, x)(x, weight, bias, eps, center, rounding, y, mean, rstd)
+    run(_forward, x, x, weight, bias, eps, center, rounding, y, mean, rstd)
 
 
 def rows_backward(
     dy: Any, x: Any, mean: Any, rstd: Any, weight: Any, center: bool, rounding: bool, dx: Any, dweight: Any, dbias: Any
 ) -> None:
     """Write dx, dweight and dbias, each unless it is empty."""
-    select(_backward, x)(dy, x, mean, rstd, weight, center, rounding, dx, dweight, dbias)
+    run(_backward, x, dy, x, mean, rstd, weight, center, rounding, dx, dweight, dbias)
 
 
 def add_rows_forward(
@@ -87,7 +89,7 @@ def add_rows_forward(
 ) -> None:
     """Write summed = x + residual, and y, mean and rstd of its rows; y is of x's type."""
     args = (x, residual, weight, bias, eps, center, rounding, summed, y, mean, rstd)
-    select(_add_forward, summed, x.dtype, residual.dtype)(*args)
+    run(_add_forward, summed, *args, others=(x.dtype, residual.dtype))
 
 
 def add_rows_backward(
@@ -109,7 +111,7 @@ def add_rows_backward(
     An empty dsummed is zero.
     """
     args = (dy, dsummed, summed, mean, rstd, weight, center, rounding, dx, dresidual, dweight, dbias)
-    select(_add_backward, summed, dy.dtype)(*args)
+    run(_add_backward, summed, *args, others=(dy.dtype,))
 
 
 STREAMED = 512
@@ -312,7 +314,8 @@ def _normalize_row(x, start, cols, weight, bias, eps, center, rounding, y, at, p
 def _parameters(weight, bias, lanes):
     """weight and bias, `continued`"""
     both = np.empty((2, weight.size), weight.dtype)
-    both[0], both[1] = weight, bias
+    for c in range(weight.size):
+        both[0, c], both[1, c] = weight[c], bias[c]
     return frozen(continued(both, lanes))
 
 
@@ -336,58 +339,66 @@ def _normalize_narrow(x, first, last, weight, bias, eps, center, rounding, y, pa
             normalize_several_past_caches(rounding, x, row * cols, count, statistics, affine, y)
 
 
+@work
+def _normalize_rows(task, tasks, x, weight, bias, eps, center, rounding, y, narrow, past, staged, mean, rstd):
+    cols, (first, last) = weight.size, bounds(task, tasks, rstd.size)
+    buffer = np.empty(BLOCK if staged else 0, y.dtype)
+    if narrow:
+        _normalize_narrow(x, first, last, weight, bias, eps, center, rounding, y, past, mean, rstd)
+    for row in range(last if narrow else first, last):
+        at = row * cols
+        m, r = _normalize_row(x, at, cols, weight, bias, eps, center, rounding, y, at, past, buffer)
+        if mean.size:
+            mean[row] = m
+        rstd[row] = r
+    if staged or past:
+        fence()
+
+
 @variants(
     lambda T, A: types.void(
-        *(array_in(T, 2), array_in(A, 1), array_in(A, 1), types.float64, types.boolean, types.boolean),
+        *(types.intp, array_in(T, 2), array_in(A, 1), array_in(A, 1), types.float64, types.boolean, types.boolean),
         *(array_out(T, 2), array_out(A, 1), array_out(A, 1)),
     )
 )
-def _forward(x, weight, bias, eps, center, rounding, y, mean, rstd):
+def _forward(launcher, x, weight, bias, eps, center, rounding, y, mean, rstd):
     rows, cols = x.shape
-    xs, ys = flat(x), flat(y)
     staged = shares_memory(y, x, x)
     narrow = cols <= NARROW and not staged
     by_line = cols >= STREAMED or (narrow and cols >= lanes_of(y))
-    past, tasks = not staged and by_line and must_stream(y, x.size), tasks_of(rows, x.size)
-    for task in prange(tasks):
-        buffer = np.empty(BLOCK if staged else 0, y.dtype)
-        first, last = bounds(task, tasks, rows)
-        if narrow:
-            _normalize_narrow(xs, first, last, weight, bias, eps, center, rounding, ys, past, mean, rstd)
-        for row in range(last if narrow else first, last):
-            at = row * cols
-            m, r = _normalize_row(xs, at, cols, weight, bias, eps, center, rounding, ys, at, past, buffer)
-            if mean.size:
-                mean[row] = m
-            rstd[row] = r
-        if staged or past:
-            fence()
+    ways = narrow, not staged and by_line and must_stream(y, x.size), staged
+    args = flat(x), weight, bias, eps, center, rounding, flat(y), *ways, mean, rstd
+    launch(launcher, _normalize_rows, tasks_of(rows, x.size), args)
+
+
+@work
+def _normalize_sums(task, tasks, x, residual, weight, bias, eps, center, rounding, summed, y, past, staged, mean, rstd):
+    cols, (first, last) = weight.size, bounds(task, tasks, rstd.size)
+    buffer = np.empty(BLOCK if staged else 0, y.dtype)
+    for row in range(first, last):
+        at = row * cols
+        add(x, at, residual, at, cols, summed, at)
+        barrier()
+        m, r = _normalize_row(frozen(summed), at, cols, weight, bias, eps, center, rounding, y, at, past, buffer)
+        if mean.size:
+            mean[row] = m
+        rstd[row] = r
+    if staged or past:
+        fence()
 
 
 @variants(
     lambda S, A, X, R: types.void(
-        *(array_in(X, 2), array_in(R, 2), array_in(A, 1), array_in(A, 1), types.float64, types.boolean, types.boolean),
-        *(array_out(S, 2), array_out(X, 2), array_out(A, 1), array_out(A, 1)),
+        *(types.intp, array_in(X, 2), array_in(R, 2), array_in(A, 1), array_in(A, 1), types.float64, types.boolean),
+        *(types.boolean, array_out(S, 2), array_out(X, 2), array_out(A, 1), array_out(A, 1)),
     )
 )
-def _add_forward(x, residual, weight, bias, eps, center, rounding, summed, y, mean, rstd):
+def _add_forward(launcher, x, residual, weight, bias, eps, center, rounding, summed, y, mean, rstd):
     rows, cols = x.shape
-    xs, rs, ss, ys = flat(x), flat(residual), flat(summed), flat(y)
     staged = shares_memory(y, x, x)
-    past, tasks = not staged and cols >= STREAMED and must_stream(y, x.size), tasks_of(rows, x.size)
-    for task in prange(tasks):
-        buffer = np.empty(BLOCK if staged else 0, y.dtype)
-        first, last = bounds(task, tasks, rows)
-        for row in range(first, last):
-            at = row * cols
-            add(xs, at, rs, at, cols, ss, at)
-            barrier()
-            m, r = _normalize_row(frozen(ss), at, cols, weight, bias, eps, center, rounding, ys, at, past, buffer)
-            if mean.size:
-                mean[row] = m
-            rstd[row] = r
-        if staged or past:
-            fence()
+    past = not staged and cols >= STREAMED and must_stream(y, x.size)
+    args = flat(x), flat(residual), weight, bias, eps, center, rounding, flat(summed), flat(y), past, staged, mean, rstd
+    launch(launcher, _normalize_sums, tasks_of(rows, x.size), args)
 
 
 @inlined
@@ -451,10 +462,11 @@ def _column_sums(dx, start, past, summing, dweight, dbias):
     return room[first : first + count], room[second : second + count]
 
 
-@scalar
-def _set_terms(dy, x, row, cols, mean, rstd, weight, center, terms):
+@work
+def _set_terms(task, tasks, dy, x, mean, rstd, weight, center, terms):
     """terms = the line of a row"""
-    terms[0], terms[1], terms[2], terms[3], terms[4] = _row_terms(dy, x, row, cols, mean, rstd, weight, center)
+    line = _row_terms(dy, x, task, weight.size, mean, rstd, weight, center)
+    terms[task, 0], terms[task, 1], terms[task, 2], terms[task, 3], terms[task, 4] = line
 
 
 @inlined
@@ -462,12 +474,12 @@ def _terms_of(terms, row):
     return terms[row, 0], terms[row, 1], terms[row, 2], terms[row, 3], terms[row, 4]
 
 
-@allocating
-def _differentiate_strip(dy, x, terms, first, last, weight, rounding, dx, past, staged, step, dweight, dbias, totals):
-    """dx of the columns from first to last of all rows, whose lines are `terms`, and their sums"""
-    (rows, _), cols, count = terms.shape, weight.size, last - first
-    buffer = np.empty(2 * BLOCK if staged or not dx.size else 0, dx.dtype)
-    summing, own, total = totals.size > 0, weight[first:last], totals[:, first:last]
+@work
+def _differentiate_strip(task, tasks, dy, x, terms, weight, rounding, dx, past, staged, step, dweight, dbias, partial):
+    """dx of some columns of all rows, whose lines are `terms`, and their sums"""
+    (rows, _), cols, (first, last) = terms.shape, weight.size, bounds(task, tasks, weight.size)
+    buffer, count = np.empty(2 * BLOCK if staged or not dx.size else 0, dx.dtype), last - first
+    summing, own, total = partial.size > 0, weight[first:last], partial[0, :, first:last]
     dw, db = _column_sums(dx, first, past, summing, dweight[first:last], dbias[first:last])
     tail = rounding, own, dx, staged, buffer, dw, db
     for row in range(0, rows, step):
@@ -483,49 +495,45 @@ def _differentiate_strip(dy, x, terms, first, last, weight, rounding, dx, past, 
         fence()
 
 
+@work
+def _differentiate_some(
+    task, tasks, dy, x, mean, rstd, weight, center, rounding, dx, past, staged, step, dweight, dbias, partial
+):
+    """dx of some rows, and their sums"""
+    cols, summing, (first, last) = weight.size, partial.size > 0, bounds(task, tasks, rstd.size)
+    buffer = np.empty(2 * BLOCK if staged or not dx.size else 0, dx.dtype)
+    dw, db = _column_sums(dx, first * cols, past, summing, dweight, dbias)
+    for row in range(first, last, step):
+        taken = min(step, last - row)
+        _differentiate_rows(dy, x, row, taken, mean, rstd, weight, center, past, rounding, dx, staged, buffer, dw, db)
+        if summing and (row + step >= last or (row - first) % GROUP >= GROUP - step):
+            flush_both(db, dw, partial[task])
+    if staged or past:
+        fence()
+
+
 @variants(
     lambda T, A: types.void(
-        *(array_in(T, 2), array_in(T, 2), array_in(A, 1), array_in(A, 1), array_in(A, 1), types.boolean, types.boolean),
-        *(array_out(T, 2), array_out(A, 1), array_out(A, 1)),
+        *(types.intp, array_in(T, 2), array_in(T, 2), array_in(A, 1), array_in(A, 1), array_in(A, 1), types.boolean),
+        *(types.boolean, array_out(T, 2), array_out(A, 1), array_out(A, 1)),
     )
 )
-def _backward(dy, x, mean, rstd, weight, center, rounding, dx, dweight, dbias):
+def _backward(launcher, dy, x, mean, rstd, weight, center, rounding, dx, dweight, dbias):
     rows, cols = x.shape
     dys, xs, dxs = flat(dy), flat(x), flat(dx)
     wide = STREAMED_GRADIENTS if cols % lanes_of(dx) == 0 else STREAMED_RAGGED
     staged, past = shares_memory(dx, dy, x), cols >= wide and must_stream(dx, dx.size)
     past, blocks = past and not staged, _blocks(rows, cols)
     partial, step = start_sums(blocks, rows, dweight, dbias), _step(x, dweight)
-    summing = partial.size > 0
     strips = min(STRIPS, (cols + BLOCK - 1) // BLOCK) if blocks == 1 and x.size >= SHARED else 0
-    terms = np.empty((rows if strips else 0, 5), weight.dtype)
+    tail = rounding, dxs, past, staged, step, dweight, dbias, partial
     if strips:
-        for row in prange(rows):
-            _set_terms(dys, xs, row, cols, mean, rstd, weight, center, terms[row])
-        for strip in prange(strips):
-            first, last = bounds(strip, strips, cols)
-            args = dys, xs, terms, first, last, weight, rounding, dxs, past, staged, step, dweight, dbias
-            _differentiate_strip(*args, partial[0])
+        terms = np.empty((rows, 5), weight.dtype)
+        launch(launcher, _set_terms, rows, (dys, xs, mean, rstd, weight, center, terms))
+        launch(launcher, _differentiate_strip, strips, (dys, xs, terms, weight, *tail))
     else:
-        for block in prange(blocks):
-            buffer = np.empty(2 * BLOCK if staged or not dx.size else 0, dx.dtype)
-            first, last = bounds(block, blocks, rows)
-            dw, db = _column_sums(dxs, first * cols, past, summing, dweight, dbias)
-            for row in range(first, last, step):
-                taken = min(step, last - row)
-                _differentiate_rows(
-                    dys, xs, row, taken, mean, rstd, weight, center, past, rounding, dxs, staged, buffer, dw, db
-                )
-                if summing and (row + step >= last or (row - first) % GROUP >= GROUP - step):
-                    flush_both(db, dw, partial[block])
-            if staged or past:
-                fence()
-    parts = (partial.shape[2] + BLOCK - 1) // BLOCK
-    if parts == 1:
-        merge_sums(partial, 0, dweight, dbias)
-    elif parts:  # a launch of no task, or one, takes 20 to 50 us
-        for part in prange(parts):
-            merge_sums(partial, part * BLOCK, dweight, dbias)
+        launch(launcher, _differentiate_some, blocks, (dys, xs, mean, rstd, weight, center, *tail))
+    merge_sums(launcher, partial, dweight, dbias)
 
 
 @inlined
@@ -547,44 +555,46 @@ def _write_sum(gradient, dsummed, i, count, total, dx, dresidual, past):
         copy(total, 0, count, dx, i)
 
 
+@work
+def _differentiate_sums(
+    task, tasks, dy, dsummed, summed, mean, rstd, weight, center, rounding, dx, dresidual, step, dweight, dbias, partial
+):
+    """dx and dresidual of some rows, and their sums"""
+    cols, summing, (first, last) = weight.size, partial.size > 0, bounds(task, tasks, rstd.size)
+    past = cols >= STREAMED and must_stream(dx, dx.size)  # of a block in L1: as results, not as other gradients
+    gradient, total = np.empty(2 * BLOCK, weight.dtype), np.empty(BLOCK, weight.dtype)
+    dw, db = _column_sums(dx, first * cols, False, summing, dweight, dbias)
+    for row in range(first, last, step):
+        start, taken = row * cols, min(step, last - row)
+        line = _row_terms(dy, summed, row, cols, mean, rstd, weight, center)
+        line2 = _row_terms(dy, summed, row + 1, cols, mean, rstd, weight, center) if taken == 2 else line
+        for c in range(0, cols, BLOCK):
+            n, i = min(BLOCK, cols - c), start + c
+            if taken == 2:
+                _differentiate_blocks(
+                    dy, summed, i, i + cols, n, line, line2, rounding, weight, c, gradient, 0, BLOCK, dw, db
+                )
+                _write_sum(gradient[BLOCK:], dsummed, i + cols, n, total, dx, dresidual, past)
+            else:
+                _differentiate_block(dy, summed, i, n, line, rounding, weight, c, gradient, 0, dw, db)
+            _write_sum(gradient, dsummed, i, n, total, dx, dresidual, past)
+        if summing and (row + step >= last or (row - first) % GROUP >= GROUP - step):
+            flush_both(db, dw, partial[task])
+    if past:
+        fence()
+
+
 @variants(
     lambda S, A, X: types.void(
-        *(array_in(X, 2), array_in(S, 2), array_in(S, 2), array_in(A, 1), array_in(A, 1), array_in(A, 1)),
+        *(types.intp, array_in(X, 2), array_in(S, 2), array_in(S, 2), array_in(A, 1), array_in(A, 1), array_in(A, 1)),
         *(types.boolean, types.boolean, array_out(X, 2), array_out(S, 2), array_out(A, 1), array_out(A, 1)),
     )
 )
-def _add_backward(dy, dsummed, summed, mean, rstd, weight, center, rounding, dx, dresidual, dweight, dbias):
+def _add_backward(launcher, dy, dsummed, summed, mean, rstd, weight, center, rounding, dx, dresidual, dweight, dbias):
     rows, cols = summed.shape
-    dys, ds, ss, blocks = flat(dy), flat(dsummed), flat(summed), _blocks(rows, cols)
-    dxs, drs, step = flat(dx), flat(dresidual), _step(summed, dweight)
+    blocks = _blocks(rows, cols)
     partial = start_sums(blocks, rows, dweight, dbias)
-    summing = partial.size > 0
-    past = cols >= STREAMED and must_stream(dx, dx.size)  # of a block in L1: as results, not as other gradients
-    for block in prange(blocks):
-        gradient, total = np.empty(2 * BLOCK, weight.dtype), np.empty(BLOCK, weight.dtype)
-        first, last = bounds(block, blocks, rows)
-        dw, db = _column_sums(dxs, first * cols, False, summing, dweight, dbias)
-        for row in range(first, last, step):
-            start, taken = row * cols, min(step, last - row)
-            line = _row_terms(dys, ss, row, cols, mean, rstd, weight, center)
-            line2 = _row_terms(dys, ss, row + 1, cols, mean, rstd, weight, center) if taken == 2 else line
-            for c in range(0, cols, BLOCK):
-                n, i = min(BLOCK, cols - c), start + c
-                if taken == 2:
-                    _differentiate_blocks(
-                        dys, ss, i, i + cols, n, line, line2, rounding, weight, c, gradient, 0, BLOCK, dw, db
-                    )
-                    _write_sum(gradient[BLOCK:], ds, i + cols, n, total, dxs, drs, past)
-                else:
-                    _differentiate_block(dys, ss, i, n, line, rounding, weight, c, gradient, 0, dw, db)
-                _write_sum(gradient, ds, i, n, total, dxs, drs, past)
-            if summing and (row + step >= last or (row - first) % GROUP >= GROUP - step):
-                flush_both(db, dw, partial[block])
-        if past:
-            fence()
-    parts = (partial.shape[2] + BLOCK - 1) // BLOCK
-    if parts == 1:
-        merge_sums(partial, 0, dweight, dbias)
-    elif parts:  # a launch of no task, or one, takes 20 to 50 us
-        for part in prange(parts):
-            merge_sums(partial, part * BLOCK, dweight, dbias)
+    inputs = flat(dy), flat(dsummed), flat(summed), mean, rstd, weight, center, rounding
+    outputs = flat(dx), flat(dresidual), _step(summed, dweight), dweight, dbias, partial
+    launch(launcher, _differentiate_sums, blocks, (*inputs, *outputs))
+    merge_sums(launcher, partial, dweight, dbias)

@@ -47,9 +47,11 @@ from .lowlevel import (
     where_positive,
     whole_lines,
     whole_pairs,
+    work,
     zero_pair,
 )
 from .moments import NO_SUMS, ended_sums, joined, pair_sums, sum_about
+from .tasks import launch
 
 GROUP = 64
 """Rows that are added up in the accumulator's type before they join a float64 total."""
@@ -700,12 +702,18 @@ def _add_line(totals, source, first, count):
         accumulate(totals, j, load(source, j), 1)
 
 
-@scalar
-def merge_sums(partial, first, dweight, dbias):
-    """dbias and dweight = the sums over all blocks, of BLOCK columns from `first` on"""
+@work
+def _merge_part(task, tasks, partial, dweight, dbias):
+    first = task * BLOCK
     count = min(BLOCK, dweight.size - first)
     for b in range(1, partial.shape[0]):
         for k in range(2):
             _add_line(partial[0, k], partial[b, k], first, count)
     for j in range(first, first + count):
         dbias[j], dweight[j] = partial[0, 0, j], partial[0, 1, j]
+
+
+@scalar
+def merge_sums(launcher, partial, dweight, dbias):
+    """dbias and dweight = the sums over all blocks, if `start_sums` made any"""
+    launch(launcher, _merge_part, (partial.shape[2] + BLOCK - 1) // BLOCK, (partial, dweight, dbias))

@@ -9,15 +9,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import prange, types
+from numba import types
 
 from .columns import block_moments, column_moments, set_means
 from .compiling import array_in, array_out, variants
-from .launching import select
+from .launching import run
 from .lowlevel import (
-    BLOCK,
     accumulate,
     allocating,
+    bounds,
     elementwise,
     flat,
     frozen,
@@ -29,6 +29,7 @@ from .lowlevel import (
     rounded,
     shares_memory,
     store,
+    work,
 )
 from .spans import (
     GROUP,
@@ -38,20 +39,21 @@ from .spans import (
     merge_sums,
     normalize,
 )
+from .tasks import launch
 
 
 def strips_forward(
     x: Any, weight: Any, bias: Any, eps: float, center: bool, rounding: bool, y: Any, mean: Any, rstd: Any
 ) -> None:
     """Write y, and mean and rstd (O * I) of every column."""
-    select(_forward, x)(x, weight, bias, eps, center, rounding, _width(x), y, mean, rstd)
+    run(_forward, x, x, weight, bias, eps, center, rounding, _width(x), y, mean, rstd)
 
 
 def strips_backward(
     dy: Any, x: Any, mean: Any, rstd: Any, weight: Any, center: bool, rounding: bool, dx: Any, dweight: Any, dbias: Any
 ) -> None:
     """Write dx, dweight and dbias, each unless it is empty."""
-    select(_backward, x)(dy, x, mean, rstd, weight, center, rounding, _width(x), dx, dweight, dbias)
+    run(_backward, x, dy, x, mean, rstd, weight, center, rounding, _width(x), dx, dweight, dbias)
 
 
 def _width(x: np.ndarray) -> int:
@@ -124,72 +126,80 @@ def _set_terms(dy, x, base, stride, weight, center, vectors):
         vectors[2, j], vectors[3, j], vectors[4, j] = slope, shift, centre
 
 
-@variants(
-    lambda T, A: types.void(
-        *(array_in(T, 3), array_in(A, 1), array_in(A, 1), types.float64, types.boolean, types.boolean, types.intp),
-        *(array_out(T, 3), array_out(A, 1), array_out(A, 1)),
-    )
-)
-def _forward(x, weight, bias, eps, center, rounding, width, y, mean, rstd):
-    outer, rows, inner = x.shape
-    xs, ys, strips = flat(x), flat(y), (inner + width - 1) // width
-    staged = shares_memory(y, x, x)
-    for task in prange(outer * strips):
-        o, first = task // strips, task % strips * width
-        n = min(width, inner - first)
-        base = o * rows * inner + first
-        vectors, totals = np.zeros((3, n), weight.dtype), np.empty((2, n))
-        buffer = np.empty(n if staged else 0, y.dtype)
+@work
+def _normalize_strip(task, tasks, x, shape, weight, bias, eps, center, rounding, width, y, staged, mean, rstd):
+    _, rows, inner = shape
+    strips = (inner + width - 1) // width
+    o, first = task // strips, task % strips * width
+    n = min(width, inner - first)
+    base = o * rows * inner + first
+    vectors, totals = np.zeros((3, n), weight.dtype), np.empty((2, n))
+    buffer = np.empty(n if staged else 0, y.dtype)
+    if center:
+        set_means(x, base, inner, min(rows, 16), vectors[0])
+    block_moments(x, base, inner, rows * inner, 0, rows, frozen(vectors[0]), totals)
+    for j in range(n):
+        pivot, shift, _, r = column_moments(
+            x, base + j, rows, inner, vectors[0, j], totals[0, j], totals[1, j], eps, center
+        )
         if center:
-            set_means(xs, base, inner, min(rows, 16), vectors[0])
-        block_moments(xs, base, inner, rows * inner, 0, rows, frozen(vectors[0]), totals)
-        for j in range(n):
-            pivot, shift, _, r = column_moments(
-                xs, base + j, rows, inner, vectors[0, j], totals[0, j], totals[1, j], eps, center
-            )
-            if center:
-                mean[o * inner + first + j] = pivot + shift
-            rstd[o * inner + first + j] = r
-            vectors[0, j], vectors[1, j], vectors[2, j] = pivot, r, -shift * r
-        v = frozen(vectors)
-        for c in range(rows):
-            i = base + c * inner
-            target, at = (buffer, 0) if staged else (ys, i)
-            normalize(rounding, xs, i, n, v[0], v[1], v[2], weight[c], bias[c], 0, target, at)
-            if staged:
-                copy(buffer, 0, n, ys, i)
+            mean[o * inner + first + j] = pivot + shift
+        rstd[o * inner + first + j] = r
+        vectors[0, j], vectors[1, j], vectors[2, j] = pivot, r, -shift * r
+    v = frozen(vectors)
+    for c in range(rows):
+        i = base + c * inner
+        target, at = (buffer, 0) if staged else (y, i)
+        normalize(rounding, x, i, n, v[0], v[1], v[2], weight[c], bias[c], 0, target, at)
+        if staged:
+            copy(buffer, 0, n, y, i)
 
 
 @variants(
     lambda T, A: types.void(
-        *(array_in(T, 3), array_in(T, 3), array_in(A, 1), array_in(A, 1), array_in(A, 1), types.boolean, types.boolean),
+        *(types.intp, array_in(T, 3), array_in(A, 1), array_in(A, 1), types.float64, types.boolean, types.boolean),
         *(types.intp, array_out(T, 3), array_out(A, 1), array_out(A, 1)),
     )
 )
-def _backward(dy, x, mean, rstd, weight, center, rounding, width, dx, dweight, dbias):
+def _forward(launcher, x, weight, bias, eps, center, rounding, width, y, mean, rstd):
+    outer, _, inner = x.shape
+    options = eps, center, rounding, width
+    args = flat(x), x.shape, weight, bias, *options, flat(y), shares_memory(y, x, x), mean, rstd
+    launch(launcher, _normalize_strip, outer * ((inner + width - 1) // width), args)
+
+
+@work
+def _differentiate_strips(task, tasks, dy, x, shape, mean, rstd, weight, center, rounding, width, dx, staged, partial):
+    """dx of some strips, and their sums"""
+    outer, rows, inner = shape
+    strips, zero = (inner + width - 1) // width, weight.dtype.type(0)
+    buffer = np.empty(width if staged or not dx.size else 0, dx.dtype)
+    begin, end = bounds(task, tasks, outer * strips)
+    for strip in range(begin, end):
+        o, first = strip // strips, strip % strips * width
+        n, base, column = min(width, inner - first), o * rows * inner + first, o * inner + first
+        vectors = np.zeros((5, n), weight.dtype)
+        for j in range(n):
+            vectors[0, j], vectors[1, j] = mean[column + j] if center else zero, rstd[column + j]
+        _set_terms(dy, x, base, inner, weight, center, vectors)
+        v = frozen(vectors)
+        for c in range(rows):
+            db, dw = _differentiate(dy, x, base + c * inner, v, weight[c], rounding, dx, staged, buffer, zero)
+            partial[task, 0, c] += db
+            partial[task, 1, c] += dw
+
+
+@variants(
+    lambda T, A: types.void(
+        *(types.intp, array_in(T, 3), array_in(T, 3), array_in(A, 1), array_in(A, 1), array_in(A, 1), types.boolean),
+        *(types.boolean, types.intp, array_out(T, 3), array_out(A, 1), array_out(A, 1)),
+    )
+)
+def _backward(launcher, dy, x, mean, rstd, weight, center, rounding, width, dx, dweight, dbias):
     outer, rows, inner = x.shape
-    dys, xs, dxs, strips = flat(dy), flat(x), flat(dx), (inner + width - 1) // width
-    staged, tasks = shares_memory(dx, dy, x), outer * strips
-    blocks = max(1, min(tasks, 64, (1 << 17) // rows))
+    blocks = max(1, min(outer * ((inner + width - 1) // width), 64, (1 << 17) // rows))
     partial = np.zeros((blocks, 2, rows))
-    for block in prange(blocks):
-        buffer = np.empty(width if staged or not dx.size else 0, dx.dtype)
-        for task in range(block * tasks // blocks, (block + 1) * tasks // blocks):
-            o, first = task // strips, task % strips * width
-            n, base, column = min(width, inner - first), o * rows * inner + first, o * inner + first
-            vectors = np.zeros((5, n), weight.dtype)
-            if center:
-                vectors[0] = mean[column : column + n]
-            vectors[1] = rstd[column : column + n]
-            _set_terms(dys, xs, base, inner, weight, center, vectors)
-            v, zero = frozen(vectors), weight.dtype.type(0)
-            for c in range(rows):
-                db, dw = _differentiate(dys, xs, base + c * inner, v, weight[c], rounding, dxs, staged, buffer, zero)
-                partial[block, 0, c] += db
-                partial[block, 1, c] += dw
-    parts = (dweight.size + BLOCK - 1) // BLOCK
-    if parts == 1:
-        merge_sums(partial, 0, dweight, dbias)
-    elif parts:
-        for part in prange(parts):
-            merge_sums(partial, part * BLOCK, dweight, dbias)
+    known = flat(dy), flat(x), x.shape, mean, rstd, weight, center, rounding, width
+    launch(launcher, _differentiate_strips, blocks, (*known, flat(dx), shares_memory(dx, dy, x), partial))
+    if dweight.size:
+        merge_sums(launcher, partial, dweight, dbias)
