@@ -171,7 +171,7 @@ class Job:
         from benchmarks import verify
 
         ops = list(dict.fromkeys(cell.op for cell in self.cells()))
-        # Kernels of one more dtype compile for half a minute and more, and the tests cover the halves.
+        # Kernels of one more dtype take long to compile, and the tests cover the halves.
         some = 1 if self.options.quick else len(DTYPES) if self.options.full else 2
         dtypes = self.options.dtype or DTYPES[:some]
         cells = verify.cells_to_verify(ops, dtypes, self.options.full)

@@ -109,9 +109,11 @@ for name in sys.argv[1:]:
     start = time.perf_counter()
     if name in kernels:
         variant, others, *plain = kernels[name]
-        twins = "parallel" in inspect.signature(variant).parameters
-        for kind in ((False,) if any(plain) else (False, True)) if twins else (None,):
-            variant(dtype, *([] if kind is None else [kind]), *[dtype] * others)
+        kinds = [()]
+        if "parallel" in inspect.signature(variant).parameters:
+            kinds = [(False,)] if any(plain) else [(False,), (True,)]
+        for kind in kinds:
+            variant(dtype, *kind, *[dtype] * others)
     elif name == "tasks.spread" and hasattr(launching, "spread_tasks"):
         launching.spread_tasks()
     else:

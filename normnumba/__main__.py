@@ -54,16 +54,17 @@ OPS = [name for name in normnumba.__all__ if kernels_of(name)]
 
 
 def compile_kernels(names: Sequence[str], dtypes: Sequence[str]) -> Iterator[tuple[str, bool]]:
-    """Compile or load each kernel in turn, and what gives them threads; what it is, and whether it was in the cache."""
-    yield _named("tasks.spread", "", spread_tasks())
+    """Compile or load the launcher of tasks and each kernel in turn; what it is, and whether it was in the cache."""
+    yield _outcome("tasks.spread", "", spread_tasks())
     for dtype in dtypes:
         for name in names:
             variant, others, plain = kernels[name]
             if not plain or DTYPES[dtype].name == dtype:
-                yield _named(name, dtype, variant(DTYPES[dtype], *[DTYPES[dtype]] * others))
+                yield _outcome(name, dtype, variant(DTYPES[dtype], *[DTYPES[dtype]] * others))
 
 
-def _named(name: str, dtype: str, dispatcher: Any) -> tuple[str, bool]:
+def _outcome(name: str, dtype: str, dispatcher: Any) -> tuple[str, bool]:
+    """A line of a table, and whether the cache had the kernel."""
     return f"{name:<24}{dtype:<10}", sum(dispatcher.stats.cache_hits.values()) > 0
 
 

@@ -29,17 +29,13 @@ def shared(rows, channels):
     return {**dict.fromkeys(ROWS, rows), **dict.fromkeys(("batch_norm", "group_norm", "instance_norm"), channels)}
 
 
-def is_tested(op, geometry, dtype):
+def is_tested(op, dtype):
     """float16 differs from bfloat16 in its conversions alone, which are tested by themselves, and so has rows alone."""
     return dtype != "float16" or op.family in ROWS
 
 
 EVERY_CASE = [
-    (op, geometry, dtype)
-    for op in OPS
-    for geometry in RAGGED[op.family]
-    for dtype in DTYPES
-    if is_tested(op, geometry, dtype)
+    (op, geometry, dtype) for op in OPS for geometry in RAGGED[op.family] for dtype in DTYPES if is_tested(op, dtype)
 ]
 EVERY_OP = [(op, dtype) for op in OPS for dtype in WIDE]
 

@@ -13,7 +13,6 @@ import normnumba
 from benchmarks.cases import DTYPES, OPS, RAGGED, Geometry, data_of
 from normnumba.device import availability
 from normnumba.device.array import DeviceArray, Place, may_share_memory, shares_memory
-from normnumba.kernels.cpu import launching
 from tests import pretend
 from tests.helpers import (
     BY_NAME,
@@ -35,13 +34,7 @@ SMALL = shared(
     channels=(Geometry((3, 5, 7, 33), 1), Geometry((3, 5, 7, 33), -1), Geometry((0, 3, 4), 1)),
 )
 
-RAGGED_CASES = [
-    (op, geometry, dtype)
-    for op in OPS
-    for geometry in RAGGED[op.family]
-    for dtype in DTYPES
-    if geometry.size < launching.PARALLEL_FROM
-]
+RAGGED_CASES = [(op, geometry, dtype) for op in OPS for geometry in RAGGED[op.family] for dtype in DTYPES]
 SMALL_CASES = [(op, geometry, dtype) for op in OPS for geometry in SMALL[op.family] for dtype in DTYPES]
 OUT_CASES = [(op, geometry) for op in OPS if takes_out(op) for geometry in SMALL[op.family][:2]]
 

@@ -73,7 +73,7 @@ print(halves._has_instructions())
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """What each processor's run of the ops prints, at the same time: they compile for 20 s each."""
+    """What each processor's run of the ops prints, at the same time: each compiles its own."""
 
     def run(cpu):
         folder = tmp_path_factory.mktemp(cpu)

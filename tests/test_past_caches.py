@@ -159,3 +159,26 @@ def test_few_wide_rows_match_the_reference(family, shape, rng):
     check(
         BY_NAME[f"{family}_backward"], arguments_of(BY_NAME[f"{family}_backward"], Geometry(shape, -1), "float32", rng)
     )
+
+
+@pytest.mark.parametrize("kinds", [("float32", "float32"), ("float16", "float32"), ("float32", "float64")], ids=str)
+@pytest.mark.parametrize("cols", [512, 1027])
+def test_gradients_of_sums_have_the_bits_of_those_that_are_not_streamed(cols, kinds, rng):
+    """Those of x alone are, unless they are written over an input or that of the residual is wanted too."""
+    narrow, wide = map(dtype_of, kinds)
+    shape = STREAM_FROM // (narrow.itemsize * cols) + 2, cols
+    dy = rng.standard_normal(shape).astype(narrow)
+    dsummed, summed = rng.standard_normal((2, *shape)).astype(wide)
+    weight = rng.standard_normal(cols).astype(wide)
+    _, mean, rstd = normnumba.layer_norm_forward(summed)
+
+    def gradients(dy, mask, **out):
+        call = dy, dsummed, summed, mean, rstd, weight
+        return normnumba.add_layer_norm_backward(*call, x_dtype=narrow, output_mask=mask, **out)
+
+    mask = (True, False, True, True)
+    streamed, both = gradients(dy, mask), gradients(dy, (True,) * 4)
+    assert_identical([streamed[0], *streamed[2:]], [both[0], *both[2:]])
+    assert_identical(gradients(dy, (True, False, False, False))[0], both[0])
+    again = dy.copy()
+    assert_identical(gradients(again, mask, out=again), streamed, "in place")

@@ -15,7 +15,7 @@ from numba import types
 
 from .. import BATCH, GIVEN, RELU
 from .compiling import array_in, array_out, variants
-from .launching import run
+from .launching import call
 from .lowlevel import BLOCK, bounds, fence, flat, scalar, tasks_in_turn, tasks_of, work
 from .moments import NO_SUMS, any_moments, moments, moments_of_sums, pivot_of
 from .spans import (
@@ -60,9 +60,9 @@ def channels_forward(
     none.
     """
     if training and _shared(x):
-        run(_moments, x, x, weight, stats)
+        call(_moments, x, x, weight, stats)
         training = False
-    run(_forward, x, x, residual, weight, bias, eps, training, activation, stats, y, mean, rstd)
+    call(_forward, x, x, residual, weight, bias, eps, training, activation, stats, y, mean, rstd)
 
 
 def channels_backward(
@@ -89,10 +89,10 @@ def channels_backward(
     """
     if terms == BATCH and _shared(x):
         stats = stats.copy()
-        run(_sums, x, dy, x, residual, weight, bias, activation, stats, sums)
+        call(_sums, x, dy, x, residual, weight, bias, activation, stats, sums)
         terms = GIVEN
     args = (dy, x, residual, stats, weight, bias, eps, squared, terms, count, activation, dx, dresidual, sums)
-    run(_backward, x, *args)
+    call(_backward, x, *args)
 
 
 def _shared(x: np.ndarray) -> bool:
@@ -156,11 +156,11 @@ def _moments(launcher, x, weight, stats):
 
 @work
 def _normalize_some(
-    task, tasks, x, residual, shape, weight, bias, eps, training, activation, stats, y, past, staged, mean, rstd
+    task, tasks, x, residual, shape, shares, weight, bias, eps, training, activation, stats, y, past, staged, mean, rstd
 ):
     """y, stats, mean and rstd of some channels, or of some shares of channels"""
     outer, channels, inner = shape
-    number, stride, shares = weight.dtype.type, channels * inner, 1 if training else _shares(outer, channels)
+    number, stride = weight.dtype.type, channels * inner
     buffer = np.empty(BLOCK if staged else 0, y.dtype)
     z = np.empty(BLOCK if activation > RELU else 0, weight.dtype)
     begin, end = bounds(task, tasks, channels * shares)
@@ -201,18 +201,19 @@ def _normalize_some(
 def _forward(launcher, x, residual, weight, bias, eps, training, activation, stats, y, mean, rstd):
     outer, channels, inner = x.shape
     past, staged = ways_of_writing(y, inner, x, activation)
-    tasks = tasks_in_turn(channels * (1 if training else _shares(outer, channels)), x.size, training and past)
-    inputs = flat(x), flat(residual), x.shape, weight, bias, eps, training, activation
+    shares = 1 if training else _shares(outer, channels)
+    tasks = tasks_in_turn(channels * shares, x.size, training and past)
+    inputs = flat(x), flat(residual), x.shape, shares, weight, bias, eps, training, activation
     launch(launcher, _normalize_some, tasks, (*inputs, stats, flat(y), past, staged, mean, rstd))
 
 
 @work
 def _differentiate_some(
-    task, tasks, dy, x, residual, shape, stats, weight, bias, options, dx, dresidual, past, staged, sums
+    task, tasks, dy, x, residual, shape, shares, stats, weight, bias, options, dx, dresidual, past, staged, sums
 ):
     """dx, dresidual and sums of some channels, or of some shares of channels"""
     (outer, channels, inner), (eps, squared, terms, count, activation) = shape, options
-    number, stride, shares = weight.dtype.type, channels * inner, _shares(outer, channels) if terms == GIVEN else 1
+    number, stride = weight.dtype.type, channels * inner
     writes = dx.size > 0 or dresidual.size > 0
     room = room_for_upstream(activation, 0 if terms == GIVEN else outer * inner, weight.itemsize)
     buffer = np.empty(room_for_gradients(activation, residual, staged, dx), dx.dtype)
@@ -252,9 +253,15 @@ def _backward(
 ):
     outer, channels, inner = x.shape
     past, staged = ways_of_differentiating(dx, inner, dy, x, activation, residual, dresidual)
-    tasks = tasks_of(channels * (_shares(outer, channels) if terms == GIVEN else 1), x.size)
-    inputs = flat(dy), flat(x), flat(residual), x.shape, stats, weight, bias, (eps, squared, terms, count, activation)
-    launch(launcher, _differentiate_some, tasks, (*inputs, flat(dx), flat(dresidual), past, staged, sums))
+    shares = _shares(outer, channels) if terms == GIVEN else 1
+    options = eps, squared, terms, count, activation
+    inputs = flat(dy), flat(x), flat(residual), x.shape, shares, stats, weight, bias, options
+    launch(
+        launcher,
+        _differentiate_some,
+        tasks_of(channels * shares, x.size),
+        (*inputs, flat(dx), flat(dresidual), past, staged, sums),
+    )
 
 
 @work

@@ -22,7 +22,7 @@ from numba import types
 from .. import BATCH, CONSTANT, GIVEN, RELU
 from .activations import SPARE
 from .compiling import address, array_in, array_out, variants
-from .launching import run
+from .launching import call
 from .lowlevel import (
     BLOCK,
     accumulate,
@@ -125,12 +125,12 @@ def run_samples(one: Callable[..., Any], own: Callable[..., Any], x: np.ndarray,
     """Let each thread take samples of its own where they are small, and all threads the same sample otherwise."""
     samples = x.shape[0]
     if samples == 1:
-        run(one, x, 0, *args)
+        call(one, x, 0, *args)
     elif x.nbytes <= OWN * samples:
-        run(own, x, address(one(x.dtype)), *args)
+        call(own, x, address(one(x.dtype)), *args)
     else:
         for o in range(samples):
-            run(one, x, o, *args)
+            call(one, x, o, *args)
 
 
 @scalar
@@ -379,6 +379,7 @@ def _parts(groups, channels):
 
 @work
 def _sum_block(task, tasks, x, base, size, long_rows, pivots, totals):
+    """The sums of some long rows"""
     first, last = bounds(task, tasks, long_rows)
     block_moments(x, base, pivots.size, size, first, last, frozen(pivots), totals[task])
 
@@ -405,6 +406,7 @@ def _lines_of(vectors, y, past):
 
 @work
 def _write_block(task, tasks, x, residual, base, size, long_rows, vectors, activation, past, staged, y):
+    """y of some long rows"""
     width = vectors.shape[1]
     first, last = bounds(task, tasks, long_rows)
     first, last = first * width, min(last * width, size)
@@ -448,6 +450,7 @@ _run_forward = calling(_forward_signature)
 
 @work
 def _normalize_sample(task, tasks, kernel, x, residual, weight, bias, eps, training, activation, stats, y, mean, rstd):
+    """`_forward_sample` of a sample"""
     own = residual, weight, bias, eps, training, activation, stats, y, mean, rstd
     _run_forward(kernel, (0, task, x, *own))
 
@@ -612,6 +615,7 @@ _run_backward = calling(_backward_signature)
 
 @work
 def _differentiate_sample(task, tasks, kernel, dy, x, residual, stats, affine, options, dx, dresidual, sums):
+    """`_backward_sample` of a sample"""
     _run_backward(kernel, (0, task, dy, x, residual, stats, *affine, *options, dx, dresidual, sums))
 
 

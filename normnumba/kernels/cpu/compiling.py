@@ -1,7 +1,7 @@
 """From one kernel source to its compiled variants, and the disk cache that keeps them.
 
 numba's own cache is told apart by the kernel's file alone: a helper edited in another file would go on running as stale
-machine code, and `parallel=` is not part of its key. Here a variant's folder is named after the text of all kernel
+machine code. Here a variant's folder is named after the text of all kernel
 sources and everything else that decides the machine code, and its file after the variant, one file for one variant. So
 nothing stale can be found, and processes that compile at the same time write the same bytes to the same names.
 """
@@ -41,7 +41,7 @@ _SOURCE = b"".join(f.read_bytes() for f in (_SOURCES.parent / "__init__.py", *so
 _KEEP_DAYS = 7
 
 compiled: list[str] = []
-"""Names of the variants made so far in this process, in order."""
+"""Names of what was compiled or loaded so far in this process, in order."""
 
 
 class Kernel(NamedTuple):
@@ -94,8 +94,8 @@ def variants(signature: Callable[..., Any], name: str = "", plain: bool = False)
         @functools.cache
         def variant(dtype: np.dtype, *others: np.dtype) -> Any:
             data = numba.from_dtype(dtype)
-            types = signature(data, accumulator(data), *map(numba.from_dtype, others))
-            return compile_kernel(source, "-".join((title, dtype.name, *(d.name for d in others))), types)
+            expected = signature(data, accumulator(data), *map(numba.from_dtype, others))
+            return compile_kernel(source, "-".join((title, dtype.name, *(d.name for d in others))), expected)
 
         variant.signature = signature  # type: ignore[attr-defined]
         module, others = source.__module__.rpartition(".")[2], len(inspect.signature(signature).parameters) - 2
@@ -107,7 +107,7 @@ def variants(signature: Callable[..., Any], name: str = "", plain: bool = False)
 
 @functools.cache
 def address(kernel: Any) -> int:
-    """Where the machine code of a compiled kernel begins, for `lowlevel.calling`."""
+    """Where the machine code of a compiled kernel begins, for `lowlevel.calling` and `tasks.launch`."""
     [compiled] = kernel.overloads.values()
     return compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
 

@@ -12,7 +12,7 @@ from numba import types
 
 from .. import BATCH, RELU
 from .compiling import array_in, array_out, variants
-from .launching import run
+from .launching import call
 from .lowlevel import (
     BLOCK,
     STREAM_RUN,
@@ -42,14 +42,14 @@ from .tasks import launch
 
 def groups_forward(x: Any, weight: Any, bias: Any, eps: float, activation: int, y: Any, mean: Any, rstd: Any) -> None:
     """Write y, and mean and rstd (N, G) of every group."""
-    run(_forward, x, x, weight, bias, eps, activation, y, mean, rstd)
+    call(_forward, x, x, weight, bias, eps, activation, y, mean, rstd)
 
 
 def groups_backward(
     dy: Any, x: Any, mean: Any, rstd: Any, weight: Any, bias: Any, activation: int, dx: Any, dweight: Any, dbias: Any
 ) -> None:
     """Write dx unless it is empty, and dweight and dbias (G * K)."""
-    run(_backward, x, dy, x, mean, rstd, weight, bias, activation, dx, dweight, dbias)
+    call(_backward, x, dy, x, mean, rstd, weight, bias, activation, dx, dweight, dbias)
 
 
 @work

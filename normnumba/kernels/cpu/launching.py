@@ -23,34 +23,31 @@ from .compiling import address, compile_kernel
 from .tasks import SPREAD, spread
 
 PARALLEL_FROM = 1 << 16
-"""Elements from which threads are faster: a launch costs 4 to 7 us, a core moves some 5 elements a ns."""
+"""Elements from which threads are faster: a launch costs some us, a core moves some 5 elements a ns."""
 
 _launching = threading.Lock()
 _forked = False
 
 
-def run(variant: Callable[..., Any], x: np.ndarray, *args: Any, others: tuple[np.dtype, ...] = ()) -> None:
-    """Call the kernel for x's dtype and others with a launcher of tasks, or with 0, whichever suits the size of x."""
+def call(variant: Callable[..., Any], x: np.ndarray, *args: Any, others: tuple[np.dtype, ...] = ()) -> None:
+    """Call the kernel for x's dtype and others with the launcher of tasks or with 0, whichever suits the size of x."""
     kernel = variant(x.dtype, *others)
-    if x.size < PARALLEL_FROM or _forked:
-        kernel(0, *args)
-        return
-    kind = layer()  # starts the threads, on the layer that is wanted
-    if numba.get_num_threads() == 1:
+    kind = layer() if x.size >= PARALLEL_FROM and not _forked else None  # starts the threads, on the layer wanted
+    if kind is None or numba.get_num_threads() == 1:
         kernel(0, *args)
     elif kind == "workqueue":
-        _launch_alone(kernel, args)
+        _call_alone(kernel, args)
     else:
-        kernel(address(spread_tasks()), *args)
+        kernel(launcher(), *args)
 
 
-def _launch_alone(kernel: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    """Call a kernel with threads unless another thread has launched a kernel that is not done yet."""
+def _call_alone(kernel: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    """Call a kernel with threads unless another thread has called one so that is not done yet."""
     if not _launching.acquire(blocking=False):
         kernel(0, *args)
         return
     try:
-        kernel(address(spread_tasks()), *args)
+        kernel(launcher(), *args)
     finally:
         _launching.release()
 
@@ -59,6 +56,12 @@ def _launch_alone(kernel: Callable[..., Any], args: tuple[Any, ...]) -> None:
 def spread_tasks() -> Any:
     """The launcher of tasks, compiled."""
     return compile_kernel(spread, "spread", SPREAD, parallel=True)
+
+
+@functools.cache
+def launcher() -> int:
+    """Its address."""
+    return address(spread_tasks())
 
 
 @functools.cache

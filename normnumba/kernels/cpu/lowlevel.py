@@ -36,8 +36,8 @@ _INNER |= {"_nrt": False}
 
 Without numba's runtime nobody counts references to arrays: every count is a locked instruction, which waits for all
 stores before it. Rows of 128 in L1 then took 35 ns instead of 63, unaligned 54 instead of 80. Such a function must not
-make or return an array. A kernel, which has the runtime, must not slice arrays or put them into a tuple in a loop:
-gradients of rows of 128 took 62 ns instead of 45, a group norm of planes of 196 112 us instead of 80.
+make or return an array. A kernel or a task, which have the runtime, must not slice arrays or put them into a tuple in a
+loop: gradients of rows of 128 took 62 ns instead of 45, a group norm of planes of 196 112 us instead of 80.
 """
 
 _FAST = {**_INNER, "fastmath": {"nsz", "contract"}}
@@ -54,13 +54,13 @@ scalar = _helper(**_INNER)
 allocating = _helper(**{**_INNER, "_nrt": True})
 """The same for those that make arrays."""
 
+work = _helper(**{**_INNER, "_nrt": True, "forceinline": True})
+"""`allocating` for what a task does, inlined into the entry that `tasks.launch` makes of it."""
+
 elementwise = _helper(**_FAST)
-"""The same for loops whose elements are independent: a product and the sum that follows become one instruction. Not
+"""`scalar` for loops whose elements are independent: a product and the sum that follows become one instruction. Not
 `reassoc`, which may turn (x - pivot) - shift into x - (pivot + shift). Never for the scalars around a loop: of two
 products in a sum LLVM would fuse now the one, now the other."""
-
-work = _helper(**{**_INNER, "_nrt": True, "forceinline": True})
-"""The same for what a task does: see `tasks`."""
 
 inlined = _helper(**{**_INNER, "forceinline": True})
 """`scalar` for what is done to one block: an array is passed as seven words, and a few of them take longer than a small
@@ -368,6 +368,19 @@ def two_to_minus(typingctx, shifted):
 
 
 @intrinsic
+def widened(typingctx, value, like):
+    """A number, or a line of them, in the type of another, which is no narrower."""
+    number = _number_of(like)
+    kind = Lanes(number, value.count) if isinstance(value, Lanes) else number
+
+    def codegen(context, builder, sig, args):
+        to = context.get_value_type(sig.return_type)
+        return args[0] if args[0].type == to else builder.fpext(args[0], to)
+
+    return kind(value, like), codegen
+
+
+@intrinsic
 def rounded(typingctx, array, value):
     """A value of an accumulator's type, or a line of them, rounded to what `array` stores, in the type that it had."""
     signature = value(array, value)
@@ -497,6 +510,15 @@ def _as_passed(kind):
     return (kind.dtype, kind.ndim, kind.layout) if isinstance(kind, types.Array) else types.unliteral(kind)
 
 
+def call_at(context, builder, address, kinds, values):
+    """Call a compiled function without a result by its address, and pass on what it raises."""
+    convention = context.call_conv
+    function = builder.inttoptr(address, convention.get_function_type(types.none, kinds).as_pointer())
+    status, _ = convention.call_function(builder, function, types.none, kinds, values)
+    with cgutils.if_unlikely(builder, status.is_error):
+        convention.return_status_propagate(builder, status)
+
+
 def calling(signature):
     """An intrinsic that calls a compiled kernel of that signature, which `variants` was given, by its address."""
 
@@ -508,11 +530,7 @@ def calling(signature):
         assert [*map(_as_passed, kinds)] == [*map(_as_passed, expected.args)], f"{kinds} for {expected}"
 
         def codegen(context, builder, sig, args):
-            convention, values = context.call_conv, cgutils.unpack_tuple(builder, args[1])
-            kernel = builder.inttoptr(args[0], convention.get_function_type(types.none, kinds).as_pointer())
-            status, _ = convention.call_function(builder, kernel, types.none, kinds, values)
-            with cgutils.if_unlikely(builder, status.is_error):
-                convention.return_status_propagate(builder, status)
+            call_at(context, builder, args[0], kinds, cgutils.unpack_tuple(builder, args[1]))
             return context.get_dummy_value()
 
         return types.void(address, arguments), codegen

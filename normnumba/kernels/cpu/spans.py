@@ -71,24 +71,6 @@ def add(x, start, other, first, count, total, at):
         store(total, at + i, load(x, start + i) + load(other, first + i))
 
 
-@elementwise
-def _add_lines(x, start, other, first, count, total, at):
-    """`add` by the line"""
-    for i in range(0, count, lanes_of(total)):
-        value = load(x, line_of(total, start + i)) + load(other, line_of(total, first + i))
-        store(total, line_of(total, at + i), value)
-
-
-@scalar
-def add_past_caches(x, start, other, first, count, total, at):
-    """`add`, written past the caches"""
-    head, lines = whole_lines(total, at, count)
-    done = head + lines
-    add(x, start, other, first, head, total, at)
-    _add_lines(x, start + head, other, first + head, lines, total, at + head)
-    add(x, start + done, other, first + done, count - done, total, at + done)
-
-
 @inlined
 def _line_of_row(statistics, k, number):
     """pivot, rstd, shift of a row, from what `moments_of_several` left"""
@@ -704,6 +686,7 @@ def _add_line(totals, source, first, count):
 
 @work
 def _merge_part(task, tasks, partial, dweight, dbias):
+    """dbias and dweight of BLOCK columns"""
     first = task * BLOCK
     count = min(BLOCK, dweight.size - first)
     for b in range(1, partial.shape[0]):
@@ -715,5 +698,5 @@ def _merge_part(task, tasks, partial, dweight, dbias):
 
 @scalar
 def merge_sums(launcher, partial, dweight, dbias):
-    """dbias and dweight = the sums over all blocks, if `start_sums` made any"""
+    """dbias and dweight = the sums over all blocks, unless `partial` has no columns"""
     launch(launcher, _merge_part, (partial.shape[2] + BLOCK - 1) // BLOCK, (partial, dweight, dbias))

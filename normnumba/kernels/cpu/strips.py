@@ -13,7 +13,7 @@ from numba import types
 
 from .columns import block_moments, column_moments, set_means
 from .compiling import array_in, array_out, variants
-from .launching import run
+from .launching import call
 from .lowlevel import (
     accumulate,
     allocating,
@@ -27,6 +27,7 @@ from .lowlevel import (
     muladd,
     plus,
     rounded,
+    scalar,
     shares_memory,
     store,
     work,
@@ -46,19 +47,24 @@ def strips_forward(
     x: Any, weight: Any, bias: Any, eps: float, center: bool, rounding: bool, y: Any, mean: Any, rstd: Any
 ) -> None:
     """Write y, and mean and rstd (O * I) of every column."""
-    run(_forward, x, x, weight, bias, eps, center, rounding, _width(x), y, mean, rstd)
+    call(_forward, x, x, weight, bias, eps, center, rounding, _width(x), y, mean, rstd)
 
 
 def strips_backward(
     dy: Any, x: Any, mean: Any, rstd: Any, weight: Any, center: bool, rounding: bool, dx: Any, dweight: Any, dbias: Any
 ) -> None:
     """Write dx, dweight and dbias, each unless it is empty."""
-    run(_backward, x, dy, x, mean, rstd, weight, center, rounding, _width(x), dx, dweight, dbias)
+    call(_backward, x, dy, x, mean, rstd, weight, center, rounding, _width(x), dx, dweight, dbias)
 
 
 def _width(x: np.ndarray) -> int:
     """Columns of a strip: 256 KiB of float32, but no fewer than a few cache lines and no more than fit L1."""
     return min(x.shape[2], max(64, min(1024, (1 << 16) // x.shape[1] // 16 * 16)))
+
+
+@scalar
+def _strips(inner, width):
+    return (inner + width - 1) // width
 
 
 @elementwise
@@ -97,7 +103,7 @@ _gradients, _gradients_rounding = _differentiating(False), _differentiating(True
 def _differentiate(dy, x, start, vectors, weight, rounding, dx, staged, buffer, zero):
     """dx of a row, through `buffer` unless that is empty; its sums
 
-    Not in the kernel, for the tuple: see `lowlevel._INNER`.
+    Not in the task, for the tuple: see `lowlevel._INNER`.
     """
     target, at = (buffer, 0) if buffer.size else (dx, start)
     mean, rstd, slope, shift, centre = vectors[0], vectors[1], vectors[2], vectors[3], vectors[4]
@@ -128,8 +134,9 @@ def _set_terms(dy, x, base, stride, weight, center, vectors):
 
 @work
 def _normalize_strip(task, tasks, x, shape, weight, bias, eps, center, rounding, width, y, staged, mean, rstd):
+    """y, mean and rstd of a strip"""
     _, rows, inner = shape
-    strips = (inner + width - 1) // width
+    strips = _strips(inner, width)
     o, first = task // strips, task % strips * width
     n = min(width, inner - first)
     base = o * rows * inner + first
@@ -165,21 +172,21 @@ def _forward(launcher, x, weight, bias, eps, center, rounding, width, y, mean, r
     outer, _, inner = x.shape
     options = eps, center, rounding, width
     args = flat(x), x.shape, weight, bias, *options, flat(y), shares_memory(y, x, x), mean, rstd
-    launch(launcher, _normalize_strip, outer * ((inner + width - 1) // width), args)
+    launch(launcher, _normalize_strip, outer * _strips(inner, width), args)
 
 
 @work
 def _differentiate_strips(task, tasks, dy, x, shape, mean, rstd, weight, center, rounding, width, dx, staged, partial):
     """dx of some strips, and their sums"""
     outer, rows, inner = shape
-    strips, zero = (inner + width - 1) // width, weight.dtype.type(0)
+    strips, zero = _strips(inner, width), weight.dtype.type(0)
     buffer = np.empty(width if staged or not dx.size else 0, dx.dtype)
     begin, end = bounds(task, tasks, outer * strips)
     for strip in range(begin, end):
         o, first = strip // strips, strip % strips * width
         n, base, column = min(width, inner - first), o * rows * inner + first, o * inner + first
         vectors = np.zeros((5, n), weight.dtype)
-        for j in range(n):
+        for j in range(n):  # see `rows._parameters`
             vectors[0, j], vectors[1, j] = mean[column + j] if center else zero, rstd[column + j]
         _set_terms(dy, x, base, inner, weight, center, vectors)
         v = frozen(vectors)
@@ -197,7 +204,7 @@ def _differentiate_strips(task, tasks, dy, x, shape, mean, rstd, weight, center,
 )
 def _backward(launcher, dy, x, mean, rstd, weight, center, rounding, width, dx, dweight, dbias):
     outer, rows, inner = x.shape
-    blocks = max(1, min(outer * ((inner + width - 1) // width), 64, (1 << 17) // rows))
+    blocks = max(1, min(outer * _strips(inner, width), 64, (1 << 17) // rows))
     partial = np.zeros((blocks, 2, rows))
     known = flat(dy), flat(x), x.shape, mean, rstd, weight, center, rounding, width
     launch(launcher, _differentiate_strips, blocks, (*known, flat(dx), shares_memory(dx, dy, x), partial))

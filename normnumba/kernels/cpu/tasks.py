@@ -3,7 +3,7 @@
 A kernel says which function does a task and how many there are. `launch` hands that to a launcher, the only function
 compiled with `parallel=True`, once for all kernels. Of a kernel with a parallel loop of its own, numba compiled the
 body four times (the loop, two wrappers of it, and the kernel around them), and again for its serial twin. With what
-`linking` saves, layer norm's first call took 7.8 s instead of 19.5, all kernels of float32 77 s instead of 262, and
+`linking` saves, layer norm's first call took 7.8 s instead of 19.5, all kernels of float32 80 s instead of 262, and
 launches 4 to 5 us less. And one machine code has the same bits wherever it runs.
 """
 
@@ -14,13 +14,18 @@ from numba import prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .lowlevel import call_at
+
 _BYTES, _I8, _I64 = ir.IntType(8).as_pointer(), ir.IntType(8), ir.IntType(64)
 _ENTRY = ir.FunctionType(ir.VoidType(), [_BYTES, _I64, _I64])
 _WORDS = (types.intp,) * 3
 
 
 def _borrowed(context, builder, kind, value):
-    """A value without the counters of its arrays' references, which all threads would want to write."""
+    """A value without the counters of its arrays' references, which all threads would want to write.
+
+    Tasks take numbers, arrays and tuples of them.
+    """
     if isinstance(kind, types.Array):
         array = context.make_array(kind)(context, builder, value)
         array.meminfo = cgutils.get_null_value(array.meminfo.type)
@@ -37,7 +42,7 @@ def _entry(context, builder, function, signature, box):
     name = builder.module.get_unique_name(f"{builder.function.name}.{function.fndesc.mangled_name}")
     entry = ir.Function(builder.module, _ENTRY, name)
     entry.linkage = "internal"
-    entry.attributes.add("noinline")
+    entry.attributes.add("noinline")  # or tasks in turn would run a copy of their own, perhaps with other last bits
     inside = ir.IRBuilder(entry.append_basic_block())
     address, *part = entry.args
     fields = inside.bitcast(address, box.as_pointer())
@@ -51,17 +56,12 @@ def _entry(context, builder, function, signature, box):
     return entry
 
 
-def _call_launcher(context, builder, launcher, words):
-    convention = context.call_conv
-    kind = convention.get_function_type(types.none, _WORDS)
-    convention.call_function(builder, builder.inttoptr(launcher, kind.as_pointer()), types.none, _WORDS, words)
-
-
 @intrinsic
 def launch(typingctx, launcher, function, tasks, arguments):
     """function(task, tasks, *arguments) for task < tasks: by the launcher at that address, or in turn where it is 0.
 
-    One task is done here: with a launch, which wakes the other threads, it would take 20 to 50 us more.
+    A single task is done here, without waking the other threads. A task may lack memory, and nothing else goes wrong in
+    one: whatever it raises is a MemoryError, and the others are done all the same.
     """
     kinds = types.intp, types.intp, *map(types.unliteral, arguments.types)
     signature = function.get_call_type(typingctx, kinds, {})
@@ -82,7 +82,7 @@ def launch(typingctx, launcher, function, tasks, arguments):
         with builder.if_else(several) as (on_threads, in_turn):
             with on_threads:
                 words = builder.ptrtoint(entry, _I64), builder.ptrtoint(where, _I64), count
-                _call_launcher(context, builder, address, words)
+                call_at(context, builder, address, _WORDS, words)
             with in_turn, cgutils.for_range(builder, count) as loop:
                 builder.call(entry, [where, loop.index, count])
         failed = builder.load(cgutils.gep_inbounds(builder, room, 0, 0))
@@ -94,7 +94,9 @@ def launch(typingctx, launcher, function, tasks, arguments):
 
 
 @intrinsic
-def _run(typingctx, entry, box, task, tasks):
+def _enter(typingctx, entry, box, task, tasks):
+    """Call the entry of a task by its address"""
+
     def codegen(context, builder, sig, args):
         entry, box, *part = args
         builder.call(builder.inttoptr(entry, _ENTRY.as_pointer()), [builder.inttoptr(box, _BYTES), *part])
@@ -109,4 +111,4 @@ SPREAD = types.void(*_WORDS)
 def spread(entry, box, tasks):
     """The launcher: all tasks, on numba's threads"""
     for task in prange(tasks):
-        _run(entry, box, task, tasks)
+        _enter(entry, box, task, tasks)
