@@ -182,9 +182,13 @@ class Groups(View):
     columns: bool
 
 
-@functools.lru_cache(4096)
 def retyped(view: Rows, dtype: np.dtype[Any], name: str) -> Rows:
     """The view of arrays of the same shape and another dtype, that of the argument `name`."""
+    return view if STORAGE.get(dtype) is view.storage else _retyped(view, dtype, name)
+
+
+@functools.lru_cache(4096)
+def _retyped(view: Rows, dtype: np.dtype[Any], name: str) -> Rows:
     dtype = supported(dtype, name)
     return replace(view, number=NUMBERS[dtype], storage=STORAGE[dtype], plain_shape=None)
 
