@@ -103,6 +103,22 @@ for launching.PARALLEL_FROM in (0, 1 << 60):
             assert (b"numba_parallel_for" in machine_code) == (name == "tasks.spread"), name
 
 
+def test_helpers_of_kernels_have_no_machine_code_of_their_own(tmp_path):
+    """Others than the kernel's would be found by name, in place of those that were linked into it: see `linking`."""
+    code = """
+import numpy as np
+from numba.core.codegen import JITCPUCodegen
+from normnumba.kernels.cpu.compiling import kernels
+names, add = [], JITCPUCodegen._add_module
+JITCPUCodegen._add_module = lambda self, module: (names.append(module.name), add(self, module))[1]
+kernels["rows.backward"].variant(np.dtype(np.float32))
+print(*names)
+"""
+    names = run_python(code, NUMBA_CACHE_DIR=tmp_path).split()
+    assert "kernel" in names
+    assert not [name for name in names if name in ("helper", "stream", "_differentiate_some", "_row_terms")]
+
+
 def copy_of_the_package(folder):
     shutil.copytree(ROOT / "normnumba", folder / "normnumba", ignore=shutil.ignore_patterns("__pycache__"))
     return folder

@@ -14,7 +14,7 @@ from normnumba.kernels.cpu.compiling import address, array_in, array_out
 from normnumba.kernels.cpu.linking import KernelCompiler
 from normnumba.kernels.cpu.lowlevel import OPTIONS, work
 from normnumba.kernels.cpu.tasks import SPREAD, launch
-from tests.helpers import name_of, run_python, takes_out
+from tests.helpers import name_of, takes_out
 from tests.test_determinism import LARGE
 
 
@@ -124,19 +124,3 @@ def test_every_op_leaves_its_work_to_the_launcher(op, rng, monkeypatch):
         op(normnumba, {**arguments, "out": out})
         untouched.append(np.all(out == 7))
     assert any(untouched), "some have a single task, but not all"
-
-
-def test_helpers_of_kernels_have_no_machine_code_of_their_own(tmp_path):
-    """Others than the kernel's would be found by name, in place of those that were linked into it: see `linking`."""
-    code = """
-import numpy as np
-from numba.core.codegen import JITCPUCodegen
-from normnumba.kernels.cpu.compiling import kernels
-names, add = [], JITCPUCodegen._add_module
-JITCPUCodegen._add_module = lambda self, module: (names.append(module.name), add(self, module))[1]
-kernels["rows.backward"].variant(np.dtype(np.float32))
-print(*names)
-"""
-    names = run_python(code, NUMBA_CACHE_DIR=tmp_path).split()
-    assert "kernel" in names
-    assert not [name for name in names if name in ("helper", "stream", "_differentiate_some", "_row_terms")]
