@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("part", nargs="?", choices=PARTS, metavar="part", help="one of the parts below")
     size = made.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="few cells and rounds: two minutes once all is compiled")
+    size.add_argument("--quick", action="store_true", help="few cells and rounds, and asv saves nothing")
     size.add_argument("--full", action="store_true", help="the whole table, every dtype")
     for name, example in (("op", "layer_norm*"), ("shape", "8192x768"), ("dtype", "float64")):
         made.add_argument(

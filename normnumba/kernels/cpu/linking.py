@@ -1,7 +1,7 @@
 """What numba makes of a kernel and of the functions that it calls: machine code of the kernel alone.
 
 numba makes machine code of every function that a kernel calls, and of all of them again for the kernel, into which it
-links them: a third of the time that compiling took. And each that was not inlined stayed visible to all that the
+links them: a quarter of the time that compiling took. And each that was not inlined stayed visible to all that the
 process loads, under a name with a counter of the process that compiled it: kernels that two processes had put into the
 cache could find each other's in a third, and a process that had just compiled a kernel ran other copies than one that
 loaded it, with other last bits.
@@ -28,7 +28,7 @@ class _Part(JITCodeLibrary):
     """A module to be linked into others.
 
     It is optimized even so: without that, rows of 768 took 1.1 times as long. Not those that make arrays, which are
-    most of a kernel: all kernels took 80 s to compile instead of 105, and as long to run.
+    most of a kernel: all kernels took 80 s to compile instead of 105, a run each, and as long to run.
     """
 
     composed = False
