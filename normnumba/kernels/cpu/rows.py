@@ -53,8 +53,8 @@ from .spans import (
     gradient_terms,
     merge_sums,
     normalize,
+    normalize_narrow_past_caches,
     normalize_past_caches,
-    normalize_several_past_caches,
     start_sums,
 )
 from .tasks import launch
@@ -116,7 +116,11 @@ def add_rows_backward(
 
 STREAMED = 512
 """Elements of a row from which streaming pays, for rows one at a time: those of 1024 took 0.8 of the time, of 4096
-0.74, but of 256 1.16. For shorter ones see `_normalize_narrow`."""
+0.74, but of 256 1.16."""
+
+SHORT = STREAMED - 1
+"""Elements of a row up to which what goes past the caches is normalized in stages. Against one at a time, unstreamed
+rows of 300 and 400 took 0.61 to 0.68 of the time; streamed, rows of 512 took 1.0, of 768 1.09."""
 
 STREAMED_GRADIENTS = 256
 """The same of gradients in rows of whole lines: those of 256 took 0.84 of the time, of 512 and 768 0.7; of 128 1.2. In
@@ -131,16 +135,15 @@ STRIPS = 64
 """How many of them there are at most."""
 
 NARROW = 256
-"""Elements of a row up to which several are normalized step by step. Against two at a time rows of 16 in L2 took 12 ns
-instead of 14, of 100 31 instead of 40, of 128 32 both ways; in memory and past the caches those of 128 25 ns instead of
-32, of 256 47 instead of 67. Rows of 512 took 1.2 times as long as one at a time."""
+"""The same of what stays there, several rows step by step. Against two at a time rows of 16 in L2 took 12 ns instead of
+14, of 100 31 instead of 40, of 128 32 both ways; in stages of one row those of 64 took 1.18 of the time, of 128 1.05.
+Rows of 512 took 1.2 times as long as one at a time."""
 
 SEVERAL = 16
 """How many rows those are at most, and up to 128 elements."""
 
 TOGETHER = 2048
-"""Elements that they have together at most, read twice: 16 KiB of float64, half of L1. Past the caches half as many,
-since memory waits while they are added up: rows of 128 took 0.9 of the time, of 256 0.8."""
+"""Elements that they have together at most, read twice: 16 KiB of float64, half of L1."""
 
 PAIRED = 8192
 """Elements up to which two rows are differentiated at a time: with dy they fill an eighth of L2. Where results are
@@ -339,23 +342,19 @@ def _parameters(weight, bias, lanes):
 
 
 @allocating
-def _normalize_narrow(x, first, last, weight, bias, eps, center, rounding, y, past, mean, rstd):
-    """Set y, mean and rstd of the rows from first to last, `past` the caches or not"""
+def _normalize_narrow(x, first, last, weight, bias, eps, center, rounding, y, mean, rstd):
+    """Set y, mean and rstd of the rows from first to last"""
     number, cols, statistics = weight.dtype.type, weight.size, np.empty((3, SEVERAL))
-    affine = _parameters(weight, bias, lanes_of(y)) if past else frozen(np.empty((2, 0), weight.dtype))
-    step = min(SEVERAL, TOGETHER // (2 if past else 1) // max(cols, 1))
+    step = min(SEVERAL, TOGETHER // max(cols, 1))
     for row in range(first, last, step):
         count = min(step, last - row)
         moments_of_several(x, row * cols, count, cols, eps, center, number(0), statistics)
         for k in range(count):
             i, pivot, shift, r = (row + k) * cols, statistics[0, k], statistics[1, k], statistics[2, k]
-            if not past:
-                normalize(rounding, x, i, cols, number(pivot), number(r), number(-shift * r), weight, bias, 0, y, i)
+            normalize(rounding, x, i, cols, number(pivot), number(r), number(-shift * r), weight, bias, 0, y, i)
             if mean.size:
                 mean[row + k] = pivot + shift
             rstd[row + k] = r
-        if past:
-            normalize_several_past_caches(rounding, x, row * cols, count, statistics, affine, y)
 
 
 @work
@@ -363,8 +362,11 @@ def _normalize_rows(task, tasks, x, weight, bias, eps, center, rounding, y, narr
     """y, mean and rstd of some rows"""
     cols, (first, last) = weight.size, bounds(task, tasks, rstd.size)
     buffer = np.empty(BLOCK if staged else 0, y.dtype)
-    if narrow:
-        _normalize_narrow(x, first, last, weight, bias, eps, center, rounding, y, past, mean, rstd)
+    if narrow and past:
+        affine = _parameters(weight, bias, lanes_of(y))
+        normalize_narrow_past_caches(rounding, x, first, last, eps, center, affine, y, mean, rstd)
+    elif narrow:
+        _normalize_narrow(x, first, last, weight, bias, eps, center, rounding, y, mean, rstd)
     for row in range(last if narrow else first, last):
         at = row * cols
         m, r = _normalize_row(x, at, cols, weight, bias, eps, center, rounding, y, at, past, buffer)
@@ -384,9 +386,8 @@ def _normalize_rows(task, tasks, x, weight, bias, eps, center, rounding, y, narr
 def _forward(launcher, x, weight, bias, eps, center, rounding, y, mean, rstd):
     rows, cols = x.shape
     staged = shares_memory(y, x, x)
-    narrow = cols <= NARROW and not staged
-    by_line = cols >= STREAMED or (narrow and cols >= lanes_of(y))
-    ways = narrow, not staged and by_line and must_stream(y, x.size), staged
+    past = not staged and cols >= lanes_of(y) and must_stream(y, x.size)
+    ways = not staged and cols <= (SHORT if past else NARROW), past, staged
     args = flat(x), weight, bias, eps, center, rounding, flat(y), *ways, mean, rstd
     launch(launcher, _normalize_rows, tasks_of(rows, x.size), args)
 

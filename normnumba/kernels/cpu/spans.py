@@ -50,7 +50,7 @@ from .lowlevel import (
     work,
     zero_pair,
 )
-from .moments import NO_SUMS, ended_sums, joined, pair_sums, sum_about
+from .moments import NO_SUMS, ended_sums, joined, moments_of_sums, pair_sums, pivot_of, sum_about, sums_of_block
 from .tasks import launch
 
 GROUP = 64
@@ -72,10 +72,20 @@ def add(x, start, other, first, count, total, at):
 
 
 @inlined
-def _line_of_row(statistics, k, number):
-    """pivot, rstd, shift of a row, from what `moments_of_several` left"""
-    r = statistics[2, k]
-    return number(statistics[0, k]), number(r), number(-statistics[1, k] * r)
+def _sums_of_row(x, row, cols, pivot):
+    first, second = sums_of_block(x, row * cols, cols, pivot)
+    return float(first), 0.0, float(second), 0.0
+
+
+@inlined
+def _line_of_row(x, row, cols, pivot, sums, eps, center, mean, rstd):
+    """pivot, rstd, shift of a row, from its sums; sets its mean and rstd"""
+    pivot, shift, _, r = moments_of_sums(x, row * cols, 1, 0, cols, pivot, sums, eps, center)
+    if mean.size:
+        mean[row] = pivot + shift
+    rstd[row] = r
+    number = type(pivot)
+    return pivot, number(r), number(-shift * r)
 
 
 def _normalizing(rounding):
@@ -99,34 +109,42 @@ def _normalizing(rounding):
             prefetch(x, line_of(y, start + i + ahead))
 
     @elementwise
-    def normalize_several(x, start, count, statistics, affine, y):
+    def normalize_narrow(x, first, last, eps, center, affine, y, mean, rstd):
         """Rows one behind the other by the line; one line may have the end of a row and the beginning of the next"""
-        number, lanes = affine.dtype.type, lanes_of(y)
+        lanes, zero, final = lanes_of(y), affine.dtype.type(0), last - 1
         cols, weight, bias = affine.shape[1] - lanes, affine[0], affine[1]
-        c, line = whole_lines(y, start, cols)[0], _line_of_row(statistics, 0, number)
-        normalize(x, start, c, *line, weight, bias, 0, y, start)
-        for k in range(count):
-            i, (pivot, rstd, shift) = start + k * cols, line
+        about = pivot_of(x, first * cols, cols, center, zero)
+        sums = _sums_of_row(x, first, cols, about)
+        line, row = _line_of_row(x, first, cols, about, sums, eps, center, mean, rstd), min(first + 1, final)
+        about = pivot_of(x, row * cols, cols, center, zero)
+        about2 = pivot_of(x, min(row + 1, final) * cols, cols, center, zero)
+        sums = _sums_of_row(x, row, cols, about)
+        c = whole_lines(y, first * cols, cols)[0]
+        normalize(x, first * cols, c, *line, weight, bias, 0, y, first * cols)
+        for row in range(first, last):
+            i, (pivot, r, shift) = row * cols, line
+            about3 = pivot_of(x, min(row + 3, final) * cols, cols, center, zero)
+            sums2 = _sums_of_row(x, min(row + 2, final), cols, about2)
+            line = _line_of_row(x, min(row + 1, final), cols, about, sums, eps, center, mean, rstd)
+            about, about2, sums = about2, about3, sums2
             while c + lanes <= cols:
-                element(x, line_of(y, i + c), *line, weight, bias, line_of(y, c), y, line_of(y, i + c))
-                prefetch(x, i + c + BLOCK)  # or memory waits while the next rows are added up
+                element(x, line_of(y, i + c), pivot, r, shift, weight, bias, line_of(y, c), y, line_of(y, i + c))
+                prefetch(x, i + c + BLOCK)
                 c += lanes
-            if k + 1 == count:
-                normalize(x, i + c, cols - c, *line, weight, bias, c, y, i + c)
-            else:
-                line = _line_of_row(statistics, k + 1, number)
-                if c < cols:
-                    n = cols - c
-                    both = parted(y, n, pivot, line[0]), parted(y, n, rstd, line[1]), parted(y, n, shift, line[2])
-                    element(x, line_of(y, i + c), *both, weight, bias, line_of(y, c), y, line_of(y, i + c))
-                    c += lanes
-                c -= cols
+            if row == final:
+                normalize(x, i + c, cols - c, pivot, r, shift, weight, bias, c, y, i + c)
+            elif c < cols:
+                n = cols - c
+                both = parted(y, n, pivot, line[0]), parted(y, n, r, line[1]), parted(y, n, shift, line[2])
+                element(x, line_of(y, i + c), *both, weight, bias, line_of(y, c), y, line_of(y, i + c))
+                c += lanes
+            c -= cols
 
-    return normalize, normalize_lines, normalize_several
+    return normalize, normalize_lines, normalize_narrow
 
 
-_normalize, _normalize_lines, _normalize_several = _normalizing(False)
-_normalize_rounding, _normalize_lines_rounding, _normalize_several_rounding = _normalizing(True)
+_normalize, _normalize_lines, _normalize_narrow = _normalizing(False)
+_normalize_rounding, _normalize_lines_rounding, _normalize_narrow_rounding = _normalizing(True)
 
 
 @inlined
@@ -158,12 +176,18 @@ def continued(vectors, lanes):
 
 
 @inlined
-def normalize_several_past_caches(rounding, x, start, count, statistics, affine, y):
-    """`normalize` of rows no shorter than a line, past the caches; `affine` is weight and bias, `continued`"""
+def normalize_narrow_past_caches(rounding, x, first, last, eps, center, affine, y, mean, rstd):
+    """y, mean and rstd of rows no shorter than a line, past the caches; `affine` is weight and bias, `continued`
+
+    While a row is written, the statistics of the next are finished, the one behind it is added up, and the pivot of the
+    third is taken: none of the four waits for another, and memory reads and writes all the time. Against sums of eight
+    rows, then their statistics, then the writing: rows of 20 and 64 took 0.94 to 1.07 of the time, of 128 0.88, of 256
+    0.81 to 0.91. With a row's pivot, sums and statistics in one, rows of 20 took 1.24.
+    """
     if rounding:
-        _normalize_several_rounding(x, start, count, statistics, affine, y)
+        _normalize_narrow_rounding(x, first, last, eps, center, affine, y, mean, rstd)
     else:
-        _normalize_several(x, start, count, statistics, affine, y)
+        _normalize_narrow(x, first, last, eps, center, affine, y, mean, rstd)
 
 
 @scalar
