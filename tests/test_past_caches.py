@@ -97,6 +97,21 @@ def test_narrow_rows_are_those_of_their_parts(cols, dtype, rng):
             compare_with_parts(BY_NAME[name], arguments, begin)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("cols", [32, 64, 250, 511])
+def test_gradients_of_narrow_rows_have_the_same_bits_wherever_they_are_written(cols, dtype, rng):
+    """Those of one line may belong to two rows, and their products to sums of the last columns and of the first."""
+    for name in ("layer_norm_backward", "rms_norm_backward", "add_layer_norm_backward"):
+        op, arguments = BY_NAME[name], large(BY_NAME[name], (cols,), -1, dtype, rng)
+        arguments["dy"][3], arguments["dy"][64] = np.inf, 0
+        first = written(op, arguments, 0)
+        for begin in (1, 4):
+            assert_identical(first, written(op, arguments, begin), begin)
+        compare_with_parts(op, arguments)
+        arguments["dy"][3] = 1
+        check(op, arguments)
+
+
 CHAINED = (40, 41, 54)
 """More channels than tasks: a core writes one while it adds up the next. Where a plane does not begin a line, fewer of
 its lines are whole than the next one has pairs, and the rest is added up behind them."""

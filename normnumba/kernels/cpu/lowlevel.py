@@ -224,8 +224,8 @@ def line_of(typingctx, array, index):
 
 @intrinsic
 def parted(typingctx, array, count, first, second):
-    """A line of `array` with one number in the first `count` lanes and another behind them."""
-    lanes = Lanes(first, LINE * 8 // array.dtype.bitwidth)
+    """A line of `array` with `first` in the first `count` lanes and `second` behind them: numbers, or lines of them."""
+    lanes = Lanes(_number_of(first), LINE * 8 // array.dtype.bitwidth)
 
     def codegen(context, builder, sig, args):
         like, i32 = context.get_value_type(lanes), ir.VectorType(_I32, lanes.count)
@@ -233,7 +233,7 @@ def parted(typingctx, array, count, first, second):
         before = builder.icmp_signed("<", ir.Constant(i32, [*range(lanes.count)]), ends)
         return builder.select(before, splat(builder, args[2], like), splat(builder, args[3], like))
 
-    return lanes(array, types.intp, first, first), codegen
+    return lanes(array, types.intp, first, second), codegen
 
 
 def _pair(array):

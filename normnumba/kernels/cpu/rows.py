@@ -31,6 +31,7 @@ from .lowlevel import (
     load,
     muladd,
     must_stream,
+    parted,
     plus,
     prefetch,
     rounded,
@@ -115,17 +116,13 @@ def add_rows_backward(
 
 
 STREAMED = 512
-"""Elements of a row from which streaming pays, for rows one at a time: those of 1024 took 0.8 of the time, of 4096
-0.74, but of 256 1.16."""
+"""Elements of a row from which what goes past the caches is written one row at a time: results of 1024 took 0.8 of the
+time, of 4096 0.74. Shorter rows are written one behind the other, by lines that two of them may share, in stages of
+which none waits for another: results of 300 and 400 took 0.61 to 0.68 of the time, of 512 1.0, of 768 1.09; gradients
+of 64 and 128 0.72 to 0.88, of 192 0.76, of 100, 300 and 511 0.81 to 0.94, of 512 and 768 1.06 to 1.09."""
 
-SHORT = STREAMED - 1
-"""Elements of a row up to which what goes past the caches is normalized in stages. Against one at a time, unstreamed
-rows of 300 and 400 took 0.61 to 0.68 of the time; streamed, rows of 512 took 1.0, of 768 1.09."""
-
-STREAMED_GRADIENTS = 256
-"""The same of gradients in rows of whole lines: those of 256 took 0.84 of the time, of 512 and 768 0.7; of 128 1.2. In
-other rows as of results: those of 1023 took 0.83 of the time, of 767 0.97, of 513 0.97 to 1.07; of sums' 0.91, 0.94 and
-0.86."""
+AHEAD = 2048
+"""Elements ahead of those being differentiated that are asked for."""
 
 SHARED = 1 << 18
 """Elements from which rows too few for blocks of them are shared by strips of columns. They are read twice then: 8 rows
@@ -135,9 +132,9 @@ STRIPS = 64
 """How many of them there are at most."""
 
 NARROW = 256
-"""The same of what stays there, several rows step by step. Against two at a time rows of 16 in L2 took 12 ns instead of
-14, of 100 31 instead of 40, of 128 32 both ways; in stages of one row those of 64 took 1.18 of the time, of 128 1.05.
-Rows of 512 took 1.2 times as long as one at a time."""
+"""Elements of a row up to which several that stay there are normalized step by step. Against two at a time rows of 16
+in L2 took 12 ns instead of 14, of 100 31 instead of 40, of 128 32 both ways; in stages of one row those of 64 took 1.18
+of the time, of 128 1.05. Rows of 512 took 1.2 times as long as one at a time."""
 
 SEVERAL = 16
 """How many rows those are at most, and up to 128 elements."""
@@ -164,9 +161,10 @@ def _step(x, dweight):
 
 
 @scalar
-def _streamed_gradients(dx, cols):
-    """Elements of a row from which its gradients are streamed"""
-    return STREAMED_GRADIENTS if cols % lanes_of(dx) == 0 else STREAMED
+def _ways_past_caches(dx, cols, free):
+    """Whether gradients, if `free` to, go past the caches by rows shorter than STREAMED, and whether by longer ones"""
+    past = free and cols >= lanes_of(dx) and must_stream(dx, dx.size)
+    return past and cols < STREAMED, past and cols >= STREAMED
 
 
 @inlined_elementwise
@@ -184,7 +182,7 @@ def _weighted_sums(dy, x, start, count, mean, rstd, weight, column, zero):
 
 @inlined
 def _row_terms(dy, x, row, cols, mean, rstd, weight, center):
-    """The line of `_gradient` for a row: mean, rstd, centre, slope, shift. Without `center` `mean` is not read"""
+    """The line of `_gradient` for a row: mean, rstd, -centre, slope, shift. Without `center` `mean` is not read"""
     number, zero = weight.dtype.type, weight.dtype.type(0)
     start, m, r = row * cols, mean[row] if center else zero, rstd[row]
     sum_g, sum_gt, sum_t = 0.0, 0.0, 0.0
@@ -197,15 +195,15 @@ def _row_terms(dy, x, row, cols, mean, rstd, weight, center):
         sum_g, sum_t = 0.0, 0.0
     centre = sum_t * (1.0 / cols)  # what rounding the mean left in xhat
     slope, shift = gradient_terms(sum_g, sum_gt, centre, r, cols)
-    return m, r, number(centre), number(slope), number(shift + slope * centre)
+    return m, r, number(-centre), number(slope), number(shift + slope * centre)
 
 
 @inlined
 def _gradient(dy, x, i, weight, line):
     """dx of an element, and its dy and xhat: dx = dy * weight * rstd + xhat * slope + shift"""
-    mean, rstd, centre, slope, shift = line
+    mean, rstd, offset, slope, shift = line
     g = widened(load(dy, i), weight)  # dy may be narrower than a sum
-    xhat = muladd(load(x, i) - mean, rstd, -centre)
+    xhat = muladd(load(x, i) - mean, rstd, offset)
     return muladd(g * weight, rstd, muladd(xhat, slope, shift)), g, xhat
 
 
@@ -237,7 +235,59 @@ def _differentiating(summing, rounding, adding):
             if adding:
                 prefetch(other, line_of(dx, i + k + ahead))
 
-    return one, lines
+    @inlined_elementwise
+    def shared_line(dy, x, other, i, n, line, line2, weight, c, cols, dx, dweight, dbias):
+        """A line with the last `n` elements of a row, which is `cols` wide, and the first of the next"""
+        at, first, second = line_of(dx, i), line_of(dx, c), line_of(dx, c - cols)
+        statistics = (
+            parted(dx, n, line[0], line2[0]),
+            parted(dx, n, line[1], line2[1]),
+            parted(dx, n, line[2], line2[2]),
+        )
+        both = *statistics, parted(dx, n, line[3], line2[3]), parted(dx, n, line[4], line2[4])
+        result, g, xhat = _gradient(dy, x, at, load(weight, first), both)
+        if rounding:
+            xhat = rounded(dy, xhat)
+        if summing:
+            zero = weight.dtype.type(0)
+            own, following = parted(dx, n, g, zero), parted(dx, n, zero, g)
+            accumulate(dweight, first, own * xhat, 1)
+            accumulate(dbias, first, own, 2)
+            accumulate(dweight, second, following * xhat, 1)
+            accumulate(dbias, second, following, 2)
+        if adding:
+            result = result + load(other, at)
+        store(dx, at, result)
+
+    @elementwise
+    def narrow(dy, x, other, first, last, mean, rstd, weight, center, longer, dx, dweight, dbias):
+        """Rows one behind the other by the line; `longer` is the weight, `continued`, behind a line of no account"""
+        lanes, cols, final, zero = lanes_of(dx), weight.size, last - 1, weight.dtype.type(0)
+        line, c = (zero, zero, zero, zero, zero), 0
+        for row in range(first - 1, last):  # none is written in the first step
+            i, own = row * cols, line
+            line = _row_terms(dy, x, min(row + 1, final), cols, mean, rstd, weight, center)
+            if row < first:
+                continue
+            if row == first:
+                c = whole_lines(dx, i, cols)[0]
+                one(dy, x, other, i, c, own, longer, lanes, dx, i, dweight, dbias)
+            while c + lanes <= cols:
+                at = line_of(dx, i + c)
+                element(dy, x, other, at, own, longer, line_of(dx, lanes + c), dx, at, dweight, dbias)
+                prefetch(dy, i + c + AHEAD)
+                prefetch(x, i + c + AHEAD)
+                if adding:
+                    prefetch(other, i + c + AHEAD)
+                c += lanes
+            if row == final:
+                one(dy, x, other, i + c, cols - c, own, longer, lanes + c, dx, i + c, dweight, dbias)
+            elif c < cols:
+                shared_line(dy, x, other, i + c, cols - c, own, line, longer, lanes + c, cols, dx, dweight, dbias)
+                c += lanes
+            c -= cols
+
+    return one, lines, narrow
 
 
 def _differentiating_two(rounding):
@@ -260,10 +310,37 @@ def _differentiating_two(rounding):
 _two, _two_rounding = _differentiating_two(False), _differentiating_two(True)
 
 
+@allocating
+def _column_sums(dx, start, past, summing, spare, dweight, dbias):
+    """What a block adds up its dweight and dbias in: these themselves, or where it is `summing` for totals, zeros
+
+    Before and behind their columns they have `spare` ones.
+
+    They begin cache lines, or `past` the caches where dx's columns from `start` on do: a sum that crosses two lines,
+    stored behind streaming stores, makes that of the next row wait. Rows of 768 took 1.4 times as long, of 128 twice.
+    """
+    if not summing:
+        return dweight, dbias
+    count, lanes = dweight.size + 2 * spare, lanes_of(dweight)
+    room = np.zeros(2 * (count + 2 * lanes), dweight.dtype)
+    first = whole_lines(room, whole_lines(dx, start, dweight.size)[0] if past else 0, room.size)[0]
+    second = first + (count + lanes - 1) // lanes * lanes
+    return room[first : first + count], room[second : second + count]
+
+
+@allocating
+def _between_lines(weight, lanes):
+    """The weight, behind it its first columns again, for as many `lanes` as a line has, and before it as many zeros"""
+    longer = np.zeros(weight.size + 2 * lanes, weight.dtype)
+    for j in range(weight.size + lanes):
+        longer[lanes + j] = weight[j % weight.size]
+    return frozen(longer)
+
+
 def _streaming(adding):
-    one_alone, lines_alone = _differentiating(False, False, adding)
-    one_summing, lines_summing = _differentiating(True, False, adding)
-    one_rounding, lines_rounding = _differentiating(True, True, adding)
+    one_alone, lines_alone, narrow_alone = _differentiating(False, False, adding)
+    one_summing, lines_summing, narrow_summing = _differentiating(True, False, adding)
+    one_rounding, lines_rounding, narrow_rounding = _differentiating(True, True, adding)
 
     @inlined
     def block(dy, x, other, i, count, line, rounding, weight, column, dx, at, dweight, dbias):
@@ -293,11 +370,30 @@ def _streaming(adding):
         c, i = head + lines, start + head + lines
         block(dy, x, other, i, count - c, line, rounding, weight, c, dx, i, dweight, dbias)
 
-    return block, past_caches
+    @work
+    def narrow(task, tasks, dy, x, other, mean, rstd, weight, center, rounding, dx, dweight, dbias, partial):
+        """dx of some rows no shorter than a line, past the caches, and their sums"""
+        cols, lanes, (first, last) = weight.size, lanes_of(dx), bounds(task, tasks, rstd.size)
+        longer, summing = _between_lines(weight, lanes), partial.size > 0
+        dw, db = _column_sums(dx, first * cols, True, summing, lanes, dweight, dbias)
+        own_dw, own_db = dw[lanes : lanes + cols], db[lanes : lanes + cols]
+        for row in range(first, last, GROUP):
+            args = dy, x, other, row, min(row + GROUP, last), mean, rstd, weight, center, longer, dx, dw, db
+            if summing and rounding:
+                narrow_rounding(*args)
+            elif summing:
+                narrow_summing(*args)
+            else:
+                narrow_alone(*args)
+            if summing:
+                flush_both(own_db, own_dw, partial[task])
+        fence()
+
+    return block, past_caches, narrow
 
 
-_differentiate_block, _differentiate_past_caches = _streaming(False)
-_, _differentiate_and_add_past_caches = _streaming(True)
+_differentiate_block, _differentiate_past_caches, _differentiate_narrow = _streaming(False)
+_, _differentiate_and_add_past_caches, _differentiate_and_add_narrow = _streaming(True)
 """With dsummed: layer norm of sums of 8192x768 took 0.85 of the time that it took with a block of gradients in L1
 between two loops, 91 % of the ceiling instead of 77, rms norm 0.74."""
 
@@ -387,7 +483,7 @@ def _forward(launcher, x, weight, bias, eps, center, rounding, y, mean, rstd):
     rows, cols = x.shape
     staged = shares_memory(y, x, x)
     past = not staged and cols >= lanes_of(y) and must_stream(y, x.size)
-    ways = not staged and cols <= (SHORT if past else NARROW), past, staged
+    ways = not staged and (cols < STREAMED if past else cols <= NARROW), past, staged
     args = flat(x), weight, bias, eps, center, rounding, flat(y), *ways, mean, rstd
     launch(launcher, _normalize_rows, tasks_of(rows, x.size), args)
 
@@ -470,22 +566,6 @@ def _differentiate_rows(
         _differentiate_row(dy, x, start, cols, line, past, *tail, dweight, dbias, cols)
 
 
-@allocating
-def _column_sums(dx, start, past, summing, dweight, dbias):
-    """What a block adds up its dweight and dbias in: these themselves, or where it is `summing` for totals, zeros
-
-    They begin cache lines, or `past` the caches where dx's columns from `start` on do: a sum that crosses two lines,
-    stored behind streaming stores, makes that of the next row wait. Rows of 768 took 1.4 times as long, of 128 twice.
-    """
-    if not summing:
-        return dweight, dbias
-    count, lanes = dweight.size, lanes_of(dweight)
-    room = np.zeros(2 * (count + 2 * lanes), dweight.dtype)
-    first = whole_lines(room, whole_lines(dx, start, count)[0] if past else 0, room.size)[0]
-    second = first + (count + lanes - 1) // lanes * lanes
-    return room[first : first + count], room[second : second + count]
-
-
 @work
 def _set_terms(task, tasks, dy, x, mean, rstd, weight, center, terms):
     """terms = the line of a row"""
@@ -504,7 +584,7 @@ def _differentiate_strip(task, tasks, dy, x, terms, weight, rounding, dx, past, 
     (rows, _), cols, (first, last) = terms.shape, weight.size, bounds(task, tasks, weight.size)
     buffer, count = np.empty(2 * BLOCK if staged or not dx.size else 0, dx.dtype), last - first
     summing, own, total = partial.size > 0, weight[first:last], partial[0, :, first:last]
-    dw, db = _column_sums(dx, first, past, summing, dweight[first:last], dbias[first:last])
+    dw, db = _column_sums(dx, first, past, summing, 0, dweight[first:last], dbias[first:last])
     tail = rounding, own, dx, staged, buffer, dw, db
     for row in range(0, rows, step):
         start, taken = row * cols + first, min(step, rows - row)
@@ -526,7 +606,7 @@ def _differentiate_some(
     """dx of some rows, and their sums"""
     cols, summing, (first, last) = weight.size, partial.size > 0, bounds(task, tasks, rstd.size)
     buffer = np.empty(2 * BLOCK if staged or not dx.size else 0, dx.dtype)
-    dw, db = _column_sums(dx, first * cols, past, summing, dweight, dbias)
+    dw, db = _column_sums(dx, first * cols, past, summing, 0, dweight, dbias)
     for row in range(first, last, step):
         taken = min(step, last - row)
         _differentiate_rows(dy, x, row, taken, mean, rstd, weight, center, past, rounding, dx, staged, buffer, dw, db)
@@ -545,12 +625,15 @@ def _differentiate_some(
 def _backward(launcher, dy, x, mean, rstd, weight, center, rounding, dx, dweight, dbias):
     rows, cols = x.shape
     dys, xs, dxs = flat(dy), flat(x), flat(dx)
-    staged, past = shares_memory(dx, dy, x), cols >= _streamed_gradients(dx, cols) and must_stream(dx, dx.size)
-    past, blocks = past and not staged, _blocks(rows, cols)
+    staged, blocks = shares_memory(dx, dy, x), _blocks(rows, cols)
+    narrow, past = _ways_past_caches(dx, cols, not staged)
     partial, step = start_sums(blocks, rows, dweight, dbias), _step(x, dweight)
     strips = min(STRIPS, (cols + BLOCK - 1) // BLOCK) if blocks == 1 and x.size >= SHARED else 0
     tail = rounding, dxs, past, staged, step, dweight, dbias, partial
-    if strips:
+    if narrow:
+        args = dys, xs, xs, mean, rstd, weight, center, rounding, dxs, dweight, dbias, partial
+        launch(launcher, _differentiate_narrow, blocks, args)
+    elif strips:
         terms = np.empty((rows, 5), weight.dtype)
         launch(launcher, _set_terms, rows, (dys, xs, mean, rstd, weight, center, terms))
         launch(launcher, _differentiate_strip, strips, (dys, xs, terms, weight, *tail))
@@ -582,7 +665,7 @@ def _differentiate_summed(
     """dx and dresidual of some rows, or dx alone `past` the caches, and their sums"""
     cols, summing, (first, last) = weight.size, partial.size > 0, bounds(task, tasks, rstd.size)
     gradient, total = np.empty(2 * BLOCK, weight.dtype), np.empty(BLOCK, weight.dtype)
-    dw, db = _column_sums(dx, first * cols, past, summing, dw, db)
+    dw, db = _column_sums(dx, first * cols, past, summing, 0, dw, db)
     for row in range(first, last, step):
         start, taken = row * cols, min(step, last - row)
         line = _row_terms(dy, summed, row, cols, mean, rstd, weight, center)
@@ -619,8 +702,12 @@ def _add_backward(launcher, dy, dsummed, summed, mean, rstd, weight, center, rou
     partial = start_sums(blocks, rows, dweight, dbias)
     alone = dsummed.size > 0 and dresidual.size == 0
     alone = alone and not shares_memory(dx, dy, summed) and not shares_memory(dx, dsummed, dsummed)
-    past = alone and step == 1 and cols >= _streamed_gradients(dx, cols) and must_stream(dx, dx.size)
-    inputs = flat(dy), flat(dsummed), flat(summed), mean, rstd, weight, center, rounding
-    outputs = flat(dx), flat(dresidual), past, step, dweight, dbias, partial
-    launch(launcher, _differentiate_summed, blocks, (*inputs, *outputs))
+    narrow, past = _ways_past_caches(dx, cols, alone and step == 1)
+    dys, others, xs, parameters = flat(dy), flat(dsummed), flat(summed), (mean, rstd, weight, center, rounding)
+    if narrow:
+        args = dys, xs, others, *parameters, flat(dx), dweight, dbias, partial
+        launch(launcher, _differentiate_and_add_narrow, blocks, args)
+    else:
+        outputs = flat(dx), flat(dresidual), past, step, dweight, dbias, partial
+        launch(launcher, _differentiate_summed, blocks, (dys, others, xs, *parameters, *outputs))
     merge_sums(launcher, partial, dweight, dbias)

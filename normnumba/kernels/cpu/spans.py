@@ -72,14 +72,9 @@ def add(x, start, other, first, count, total, at):
 
 
 @inlined
-def _sums_of_row(x, row, cols, pivot):
-    first, second = sums_of_block(x, row * cols, cols, pivot)
-    return float(first), 0.0, float(second), 0.0
-
-
-@inlined
 def _line_of_row(x, row, cols, pivot, sums, eps, center, mean, rstd):
-    """pivot, rstd, shift of a row, from its sums; sets its mean and rstd"""
+    """pivot, rstd, shift of a row of no more than a block, from its two sums; sets its mean and rstd"""
+    sums = float(sums[0]), 0.0, float(sums[1]), 0.0
     pivot, shift, _, r = moments_of_sums(x, row * cols, 1, 0, cols, pivot, sums, eps, center)
     if mean.size:
         mean[row] = pivot + shift
@@ -113,18 +108,19 @@ def _normalizing(rounding):
         """Rows one behind the other by the line; one line may have the end of a row and the beginning of the next"""
         lanes, zero, final = lanes_of(y), affine.dtype.type(0), last - 1
         cols, weight, bias = affine.shape[1] - lanes, affine[0], affine[1]
+        row = min(first + 1, final)
         about = pivot_of(x, first * cols, cols, center, zero)
-        sums = _sums_of_row(x, first, cols, about)
-        line, row = _line_of_row(x, first, cols, about, sums, eps, center, mean, rstd), min(first + 1, final)
+        sums = sums_of_block(x, first * cols, cols, about)
+        line = _line_of_row(x, first, cols, about, sums, eps, center, mean, rstd)
         about = pivot_of(x, row * cols, cols, center, zero)
-        about2 = pivot_of(x, min(row + 1, final) * cols, cols, center, zero)
-        sums = _sums_of_row(x, row, cols, about)
+        sums = sums_of_block(x, row * cols, cols, about)
+        about2 = pivot_of(x, min(first + 2, final) * cols, cols, center, zero)
         c = whole_lines(y, first * cols, cols)[0]
         normalize(x, first * cols, c, *line, weight, bias, 0, y, first * cols)
         for row in range(first, last):
             i, (pivot, r, shift) = row * cols, line
             about3 = pivot_of(x, min(row + 3, final) * cols, cols, center, zero)
-            sums2 = _sums_of_row(x, min(row + 2, final), cols, about2)
+            sums2 = sums_of_block(x, min(row + 2, final) * cols, cols, about2)
             line = _line_of_row(x, min(row + 1, final), cols, about, sums, eps, center, mean, rstd)
             about, about2, sums = about2, about3, sums2
             while c + lanes <= cols:
