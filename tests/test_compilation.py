@@ -48,6 +48,20 @@ def test_each_variant_is_compiled_once(budget, rng):
     assert len(set(compiling.compiled)) == len(compiling.compiled)
 
 
+def test_threads_compile_a_variant_once(cold):
+    code = f"""{HEADER}
+import threading
+from normnumba.kernels.cpu import compiling
+barrier = threading.Barrier(4)
+threads = [threading.Thread(target=lambda: (barrier.wait(), nn.layer_norm_forward(x))) for _ in range(4)]
+for step in (threading.Thread.start, threading.Thread.join):
+    for thread in threads:
+        step(thread)
+print(len(compiling.compiled) - len(set(compiling.compiled)), len(compiling.compiled) > 0)
+"""
+    assert run_python(code, NUMBA_CACHE_DIR=cold[0]).split() == ["0", "True"]
+
+
 def test_array_flags_make_no_variants(rng):
     x = rng.standard_normal((6, 5))
     normnumba.layer_norm(x)

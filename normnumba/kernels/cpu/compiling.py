@@ -16,6 +16,7 @@ import os
 import platform
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +43,10 @@ _KEEP_DAYS = 7
 
 compiled: list[str] = []
 """Names of what was compiled or loaded so far in this process, in order."""
+
+_dispatchers: dict[str, Any] = {}
+_compiling = threading.RLock()
+"""Held while a kernel is compiled: threads that make the same first call would each compile it, one after the other."""
 
 
 class Kernel(NamedTuple):
@@ -70,14 +75,18 @@ def array_out(dtype: Any, ndim: int) -> types.Array:
 
 def compile_kernel(source: Callable[..., Any], name: str, signature: Any, parallel: bool = False) -> Any:
     """A source under that name, compiled for one signature or loaded from the disk cache."""
-    kernel = FunctionType(source.__code__, source.__globals__, name)
-    kernel.__qualname__ = name
-    compiled.append(f"{source.__module__}.{name}")
-    dispatcher = numba.njit(parallel=parallel, pipeline_class=KernelCompiler, **OPTIONS)(kernel)
-    dispatcher._cache = _Cache(kernel)
-    dispatcher.compile(signature)
-    dispatcher.disable_compile()
-    return dispatcher
+    title = f"{source.__module__}.{name}"
+    with _compiling:
+        if title not in _dispatchers:
+            kernel = FunctionType(source.__code__, source.__globals__, name)
+            kernel.__qualname__ = name
+            compiled.append(title)
+            dispatcher = numba.njit(parallel=parallel, pipeline_class=KernelCompiler, **OPTIONS)(kernel)
+            dispatcher._cache = _Cache(kernel)
+            dispatcher.compile(signature)
+            dispatcher.disable_compile()
+            _dispatchers[title] = dispatcher
+        return _dispatchers[title]
 
 
 def variants(signature: Callable[..., Any], name: str = "", plain: bool = False) -> Callable[[Callable[..., Any]], Any]:
