@@ -85,6 +85,8 @@ KERNELS = (
     "plain.columns_apply",
     "plain.groups_forward",
     "plain.groups_backward",
+    "plain.add_rows_forward",
+    "plain.add_rows_backward",
     "plain.rows_forward",
     "plain.rows_backward",
     "rows.forward",

@@ -20,7 +20,7 @@ DTYPES = {dtype.name: storage for dtype, storage in STORAGE.items()}
 _BATCH = ("channels.{}", "columns.{}_sample")
 
 KERNELS = {
-    "add_": ("rows.add_{}",),
+    "add_": ("plain.add_rows_{}", "rows.add_{}"),
     "layer_norm": ("plain.rows_{}", "rows.{}", "strips.{}"),
     "rms_norm": ("plain.rows_{}", "rows.{}", "strips.{}"),
     "batch_norm_inference_backward": ("plain.channels_{}", "plain.columns_{}", *_BATCH),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import normnumba
-from benchmarks.cases import RAGGED, Geometry
+from benchmarks.cases import RAGGED, Geometry, data_of
 from normnumba import layers
 from normnumba.kernels.cpu import launching
 from normnumba.kernels.cpu import plain as entries
@@ -57,7 +57,7 @@ def outcome(function, arguments):
 
 
 def test_ops_have_their_short_forms():
-    assert len(SHORT) == 13
+    assert len(SHORT) == 17
     assert all(getattr(normnumba, name).__globals__["short"] is short for name, short in SHORT.items())
 
 
@@ -92,7 +92,7 @@ def test_a_block_takes_the_float64_statistics_of_its_batch(rng):
 def test_hostile_values_have_the_same_bits(name, value, rng):
     geometry = next(g for g in RAGGED[BY_NAME[name].family] if g.shape in ((3, 7), (5, 3, 7)))
     arguments = arguments_of(BY_NAME[name], geometry, "float32", rng)
-    arguments["x"].flat[4] = value
+    data_of(arguments).flat[4] = value
     assert_same(short_form(name, arguments), getattr(normnumba, name).__wrapped__(**arguments))
 
 
@@ -155,9 +155,9 @@ def test_other_arguments_are_taken_or_refused_as_the_op_does(name, mistyped, rng
         others += [{"count": count} for count in (0, 1, 1000, 1 << 63, 2.0, None, np.int64(1000), True)]
     if "output_mask" in inspect.signature(getattr(normnumba, name)).parameters:
         others += [{"output_mask": (True, False, True, True)[-n:]} for n in (2, 3, 4)]
-        others += [{"out": out} for out in (arguments["dy"].copy(), arguments["x"].copy(), 3)]
+        others += [{"out": out} for out in (arguments["dy"].copy(), data_of(arguments).copy(), 3)]
     else:
-        others += [{"out": out} for out in (np.empty_like(arguments["x"]), 3)]
+        others += [{"out": out} for out in (np.empty_like(data_of(arguments)), 3)]
     if "num_groups" in arguments:
         others += [{"num_groups": groups} for groups in (0, -1, 9, 1.0, None, np.int64(1), True)]
     for other in others:
@@ -229,7 +229,7 @@ def test_large_arrays_are_left_to_the_op(name, rng, monkeypatch):
     geometry = next(g for g in RAGGED[BY_NAME[name].family] if g.shape in ((3, 7), (5, 3, 7)))
     arguments = arguments_of(BY_NAME[name], geometry, "float32", rng)
     assert short_form(name, arguments) is not None
-    monkeypatch.setattr(launching, "PARALLEL_FROM", arguments["x"].size)
+    monkeypatch.setattr(launching, "PARALLEL_FROM", data_of(arguments).size)
     assert short_form(name, arguments) is None
 
 

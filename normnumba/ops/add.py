@@ -12,11 +12,12 @@ from ..device.array import empty
 from ..dispatch import everywhere, home
 from ..pool import fresh
 from ..views import Array, Rows, as_rows, retyped, supported
+from . import plain
 from .checks import EMPTY, as_gradient, check_like, constant, finite, output, parameter, rsqrt, unpacked
 from .rows import Axis, offset_weight, parameter_sums, rounds_first
 
 
-@everywhere
+@everywhere(short=plain.add_layer_norm_forward)
 def add_layer_norm_forward(
     x: Array,
     residual: Array,
@@ -74,7 +75,7 @@ def add_layer_norm_forward(
     return _forward(kernels, view, wide, x, residual, scale, offset, finite("eps", eps), True, False, y)
 
 
-@everywhere
+@everywhere(short=plain.add_layer_norm_backward)
 def add_layer_norm_backward(
     dy: Array,
     dsummed: Array | None,
@@ -145,7 +146,7 @@ def add_layer_norm_backward(
     return dx, dresidual, dweight, view.parameter(as_gradient(sums[1], bias)) if want_dbias else None
 
 
-@everywhere
+@everywhere(short=plain.add_rms_norm_forward)
 def add_rms_norm_forward(
     x: Array,
     residual: Array,
@@ -194,7 +195,7 @@ def add_rms_norm_forward(
     return y, summed, rstd
 
 
-@everywhere
+@everywhere(short=plain.add_rms_norm_backward)
 def add_rms_norm_backward(
     dy: Array,
     dsummed: Array | None,

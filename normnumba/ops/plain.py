@@ -95,6 +95,103 @@ def _differentiate_rows(
     return results if kernels.rows_backward(x, dy, mean, rstd, weight, center, dx, dweight, dbias) else None
 
 
+def add_layer_norm_forward(
+    x: Array, residual: Array, weight: Vector, bias: Vector, axis: int | tuple[int, ...], eps: float
+) -> Results:
+    """y, summed, mean, rstd."""
+    view = _rows(x, axis)
+    if view is None:
+        return None
+    return _normalize_sums(view, x, residual, *_affine(view, view.cols, weight, bias), eps, True)
+
+
+def add_rms_norm_forward(x: Array, residual: Array, weight: Vector, axis: int | tuple[int, ...], eps: float) -> Results:
+    """y, summed, rstd."""
+    view = _rows(x, axis)
+    if view is None:
+        return None
+    results = _normalize_sums(view, x, residual, *_affine(view, view.cols, weight, None), eps, False)
+    return results and (*results[:2], results[3])
+
+
+def _normalize_sums(
+    view: Rows, x: Array, residual: Array, weight: Array, bias: Array, eps: float, center: bool
+) -> Results:
+    number = view.number
+    if not (residual.dtype == weight.dtype == bias.dtype == number and _finite(eps)):
+        return None
+    if residual.shape != view.shape or not residual.flags.c_contiguous:
+        return None
+    results = y, summed, mean, rstd = (
+        np.empty(view.shape, number),
+        np.empty(view.shape, number),
+        np.empty(view.kept, number) if center else EMPTY[number, 1],
+        np.empty(view.kept, number),
+    )
+    if view.plain_shape is not view.shape:
+        x, residual, y, summed = _reshaped(view, x, residual, y, summed)
+        mean, rstd = mean.reshape(-1), rstd.reshape(-1)
+    known = residual, weight, bias, eps, center
+    return results if kernels.add_rows_forward(x, *known, summed, y, mean, rstd) else None
+
+
+def add_layer_norm_backward(
+    dy: Array,
+    dsummed: Array,
+    summed: Array,
+    mean: Array,
+    rstd: Array,
+    weight: Vector,
+    bias: Vector,
+    axis: int | tuple[int, ...],
+) -> Results:
+    """dx, dresidual, which is dx, dweight, dbias."""
+    view = _rows(summed, axis)
+    if view is None or mean.shape != view.kept or mean.dtype != view.number:
+        return None
+    affine = _affine(view, view.cols, weight, bias)
+    return _differentiate_sums(view, dy, dsummed, summed, mean, rstd, *affine, True)
+
+
+def add_rms_norm_backward(
+    dy: Array, dsummed: Array, summed: Array, rstd: Array, weight: Vector, axis: int | tuple[int, ...]
+) -> Results:
+    """dx, dresidual, which is dx, dweight."""
+    view = _rows(summed, axis)
+    if view is None:
+        return None
+    mean, affine = EMPTY[view.number, 1], _affine(view, view.cols, weight, None)
+    results = _differentiate_sums(view, dy, dsummed, summed, mean, rstd, *affine, False)
+    return results and results[:3]
+
+
+def _differentiate_sums(
+    view: Rows,
+    dy: Array,
+    dsummed: Array,
+    summed: Array,
+    mean: Array,
+    rstd: Array,
+    weight: Array,
+    bias: Array,
+    center: bool,
+) -> Results:
+    number, size = view.number, view.cols
+    if not dy.dtype == dsummed.dtype == rstd.dtype == weight.dtype == bias.dtype == number:
+        return None
+    if not (dy.shape == dsummed.shape == view.shape and rstd.shape == view.kept and bias.shape == view.normalized):
+        return None
+    if not (dy.flags.c_contiguous and dsummed.flags.c_contiguous):
+        return None
+    result = dx = np.empty(view.shape, number)
+    dweight, dbias = np.empty(size, number), np.empty(size, number)
+    if view.plain_shape is not view.shape:
+        summed, dy, dsummed, dx = _reshaped(view, summed, dy, dsummed, dx)
+        mean, rstd = mean.reshape(-1), rstd.reshape(-1)
+    known = dy, dsummed, mean, rstd, weight, center
+    return (result, result, dweight, dbias) if kernels.add_rows_backward(summed, *known, dx, dweight, dbias) else None
+
+
 def batch_norm_forward(
     x: Array,
     weight: Vector,

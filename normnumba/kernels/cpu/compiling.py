@@ -106,8 +106,8 @@ def variants(signature: Callable[..., Any], name: str = "", plain: bool = False)
             expected = signature(data, accumulator(data), *map(numba.from_dtype, others))
             return compile_kernel(source, "-".join((title, dtype.name, *(d.name for d in others))), expected)
 
-        variant.signature = signature  # type: ignore[attr-defined]
         module, others = source.__module__.rpartition(".")[2], len(inspect.signature(signature).parameters) - 2
+        variant.signature, variant.others = signature, others  # type: ignore[attr-defined]
         kernels[f"{module}.{title.lstrip('_')}"] = Kernel(variant, others, plain)
         return variant
 

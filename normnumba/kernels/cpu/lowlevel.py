@@ -11,6 +11,8 @@ the inputs.
 
 from __future__ import annotations
 
+import inspect
+
 import numba
 from llvmlite import ir
 from numba import types
@@ -520,13 +522,17 @@ def call_at(context, builder, address, kinds, values):
 
 
 def calling(signature):
-    """An intrinsic that calls a compiled kernel of that signature, which `variants` was given, by its address."""
+    """An intrinsic that calls, by its address, a compiled kernel of that signature, which `variants` was given.
+
+    Of its variants one whose arrays all have one dtype.
+    """
+    others = len(inspect.signature(signature).parameters) - 2
 
     @intrinsic
     def call(typingctx, address, arguments):
         kinds = arguments.types
         data = next(kind.dtype for kind in kinds if isinstance(kind, types.Array))
-        expected = signature(data, accumulator(data))
+        expected = signature(data, accumulator(data), *[data] * others)
         assert [*map(_as_passed, kinds)] == [*map(_as_passed, expected.args)], f"{kinds} for {expected}"
 
         def codegen(context, builder, sig, args):

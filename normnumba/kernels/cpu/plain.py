@@ -32,6 +32,16 @@ def rows_backward(x: Any, *arguments: Any) -> bool:
     return _run(_rows_backward, rows._backward, x, arguments)
 
 
+def add_rows_forward(x: Any, *arguments: Any) -> bool:
+    """Write summed, y, mean and rstd: x, residual, weight, bias, eps, center, summed, y, mean, rstd."""
+    return _run(_add_rows_forward, rows._add_forward, x, arguments)
+
+
+def add_rows_backward(summed: Any, *arguments: Any) -> bool:
+    """Write the gradients: summed, dy, dsummed, mean, rstd, weight, center, dx, dweight, dbias."""
+    return _run(_add_rows_backward, rows._add_backward, summed, arguments)
+
+
 def batch_forward(x: Any, *arguments: Any) -> bool:
     """Write y, mean and rstd of x, (S, C) or NCHW, and update running statistics, unless they are empty.
 
@@ -83,10 +93,11 @@ def _run(entry: Callable[..., Any], kernel: Callable[..., Any], x: Any, argument
 @functools.cache
 def _found(entry: Callable[..., Any], kernel: Callable[..., Any], dtype: np.dtype) -> tuple[Callable[..., bool], int]:
     """What is called, and the address of the kernel that it calls, without a launcher."""
-    return entry(dtype), address(kernel(dtype))
+    return entry(dtype), address(kernel(dtype, *[dtype] * kernel.others))
 
 
 _run_rows, _differentiate_rows = calling(rows._forward.signature), calling(rows._backward.signature)
+_run_sums, _differentiate_sums = calling(rows._add_forward.signature), calling(rows._add_backward.signature)
 _run_columns, _differentiate_columns = (
     calling(columns._forward_sample.signature),
     calling(columns._backward_sample.signature),
@@ -188,6 +199,39 @@ def _rows_backward(kernel, x, dy, mean, rstd, weight, center, dx, dweight, dbias
         return False
     known = assumed_contiguous(mean), assumed_contiguous(rstd), assumed_contiguous(weight)
     _differentiate_rows(kernel, (0, dy, x, *known, center, False, dx, dweight, dbias))
+    return True
+
+
+@variants(
+    lambda T, A: types.boolean(
+        *(types.intp, array_in(T, 2), array_in(T, 2), *_vectors(A, 2), types.float64, types.boolean),
+        *(array_out(T, 2), array_out(T, 2), array_out(A, 1), array_out(A, 1)),
+    ),
+    plain=True,
+)
+def _add_rows_forward(kernel, x, residual, weight, bias, eps, center, summed, y, mean, rstd):
+    if not (_aligned(x) and _aligned(residual) and _fits(weight, x.shape[1]) and _fits(bias, x.shape[1])):
+        return False
+    affine = assumed_contiguous(weight), assumed_contiguous(bias)
+    _run_sums(kernel, (0, x, residual, *affine, eps, center, False, summed, y, mean, rstd))
+    return True
+
+
+@variants(
+    lambda T, A: types.boolean(
+        *(types.intp, array_in(T, 2), array_in(T, 2), array_in(T, 2), *_vectors(A, 3), types.boolean),
+        *(array_out(T, 2), array_out(A, 1), array_out(A, 1)),
+    ),
+    plain=True,
+)
+def _add_rows_backward(kernel, summed, dy, dsummed, mean, rstd, weight, center, dx, dweight, dbias):
+    count, size = summed.shape
+    if not (_fits(mean, count if center else 0) and _fits(rstd, count) and _fits(weight, size)):
+        return False
+    if not (_aligned(dy) and _aligned(dsummed) and _aligned(summed)):
+        return False
+    known = assumed_contiguous(mean), assumed_contiguous(rstd), assumed_contiguous(weight)
+    _differentiate_sums(kernel, (0, dy, dsummed, summed, *known, center, False, dx, dx[:0], dweight, dbias))
     return True
 
 
