@@ -117,9 +117,10 @@ def add_rows_backward(
 
 STREAMED = 512
 """Elements of a row from which what goes past the caches is written one row at a time: results of 1024 took 0.8 of the
-time, of 4096 0.74. Shorter rows are written one behind the other, by lines that two of them may share, in stages of
-which none waits for another: results of 300 and 400 took 0.61 to 0.68 of the time, of 512 1.0, of 768 1.09; gradients
-of 64 and 128 0.72 to 0.88, of 192 0.76, of 100, 300 and 511 0.81 to 0.94, of 512 and 768 1.06 to 1.09."""
+time, of 4096 0.74. Shorter ones, and results of as many, are written one behind the other, by lines that two of them
+may share, in stages of which none waits for another: results of 300 and 400 took 0.61 to 0.68 of the time, of 512 0.86,
+of 640 and more 0.97 to 1.05; gradients of 64 and 128 0.72 to 0.88, of 192 0.76, of 100, 300 and 511 0.81 to 0.94, of
+512 and 768 1.06 to 1.09."""
 
 AHEAD = 2048
 """Elements ahead of those being differentiated that are asked for."""
@@ -483,7 +484,7 @@ def _forward(launcher, x, weight, bias, eps, center, rounding, y, mean, rstd):
     rows, cols = x.shape
     staged = shares_memory(y, x, x)
     past = not staged and cols >= lanes_of(y) and must_stream(y, x.size)
-    ways = not staged and (cols < STREAMED if past else cols <= NARROW), past, staged
+    ways = not staged and cols <= (STREAMED if past else NARROW), past, staged
     args = flat(x), weight, bias, eps, center, rounding, flat(y), *ways, mean, rstd
     launch(launcher, _normalize_rows, tasks_of(rows, x.size), args)
 
