@@ -145,7 +145,7 @@ def add_layer_norm_backward(
     bias: Vector,
     axis: int | tuple[int, ...],
 ) -> Results:
-    """dx, dresidual, which is dx, dweight, dbias."""
+    """dx, dresidual, which is dx, dweight, dbias. A dsummed of None is left to the op."""
     view = _rows(summed, axis)
     if view is None or mean.shape != view.kept or mean.dtype != view.number:
         return None
@@ -156,7 +156,7 @@ def add_layer_norm_backward(
 def add_rms_norm_backward(
     dy: Array, dsummed: Array, summed: Array, rstd: Array, weight: Vector, axis: int | tuple[int, ...]
 ) -> Results:
-    """dx, dresidual, which is dx, dweight."""
+    """dx, dresidual, which is dx, dweight. A dsummed of None is left to the op."""
     view = _rows(summed, axis)
     if view is None:
         return None

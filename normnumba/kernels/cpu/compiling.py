@@ -45,8 +45,9 @@ compiled: list[str] = []
 """Names of what was compiled or loaded so far in this process, in order."""
 
 _dispatchers: dict[str, Any] = {}
-_compiling = threading.RLock()
-"""Held while a kernel is compiled: threads that make the same first call would each compile it, one after the other."""
+_compiling = threading.Lock()
+"""Kernels by module and name, and what is held while one is made: the caches in front let all threads through that make
+the same first call, and each would compile it, one after the other."""
 
 
 class Kernel(NamedTuple):

@@ -524,7 +524,7 @@ def call_at(context, builder, address, kinds, values):
 def calling(signature):
     """An intrinsic that calls, by its address, a compiled kernel of that signature, which `variants` was given.
 
-    Of its variants one whose arrays all have one dtype.
+    It is the variant whose arrays all have one dtype.
     """
     others = len(inspect.signature(signature).parameters) - 2
 

@@ -117,13 +117,14 @@ def add_rows_backward(
 
 STREAMED = 512
 """Elements of a row from which what goes past the caches is written one row at a time: results of 1024 took 0.8 of the
-time, of 4096 0.74. Shorter ones, and results of as many, are written one behind the other, by lines that two of them
-may share, in stages of which none waits for another: results of 300 and 400 took 0.61 to 0.68 of the time, of 512 0.86,
-of 640 and more 0.97 to 1.05; gradients of 64 and 128 0.72 to 0.88, of 192 0.76, of 100, 300 and 511 0.81 to 0.94, of
-512 and 768 1.06 to 1.09."""
+time, of 4096 0.74, but of 256 1.16. Shorter rows, and results of as many, are written one behind the other, by lines
+that two of them may share, while what the next need is computed: results of 300 and 400 took 0.61 to 0.68 of the time,
+of 512 0.86 to 0.95, of 640 and more 0.97 to 1.05; gradients of 64 and 128 0.72 to 0.92, of 192 0.76, of 100, 300 and
+511 0.81 to 0.97, of 512 and 768 1.06 to 1.09. Shorter results of sums stay in the caches."""
 
 AHEAD = 2048
-"""Elements ahead of those being differentiated that are asked for."""
+"""Elements ahead of those being differentiated that are asked for. By half a page more rows of 128 took 1.03 to 1.05 of
+the time, though results are better asked for so: see `spans.normalize_narrow_past_caches`."""
 
 SHARED = 1 << 18
 """Elements from which rows too few for blocks of them are shared by strips of columns. They are read twice then: 8 rows
@@ -133,9 +134,9 @@ STRIPS = 64
 """How many of them there are at most."""
 
 NARROW = 256
-"""Elements of a row up to which several that stay there are normalized step by step. Against two at a time rows of 16
-in L2 took 12 ns instead of 14, of 100 31 instead of 40, of 128 32 both ways; in stages of one row those of 64 took 1.18
-of the time, of 128 1.05. Rows of 512 took 1.2 times as long as one at a time."""
+"""Elements of a row up to which several that stay in the caches are normalized step by step. Against two at a time rows
+of 16 in L2 took 12 ns instead of 14, of 100 31 instead of 40, of 128 32 both ways; in stages of one row those of 64
+took 1.18 of the time, of 128 1.05. Rows of 512 took 1.2 times as long as one at a time."""
 
 SEVERAL = 16
 """How many rows those are at most, and up to 128 elements."""
@@ -163,7 +164,7 @@ def _step(x, dweight):
 
 @scalar
 def _ways_past_caches(dx, cols, free):
-    """Whether gradients, if `free` to, go past the caches by rows shorter than STREAMED, and whether by longer ones"""
+    """Whether gradients go past the caches by lines that rows share, and whether row by row: only if `free` to"""
     past = free and cols >= lanes_of(dx) and must_stream(dx, dx.size)
     return past and cols < STREAMED, past and cols >= STREAMED
 
@@ -240,16 +241,13 @@ def _differentiating(summing, rounding, adding):
     def shared_line(dy, x, other, i, n, line, line2, weight, c, cols, dx, dweight, dbias):
         """A line with the last `n` elements of a row, which is `cols` wide, and the first of the next"""
         at, first, second = line_of(dx, i), line_of(dx, c), line_of(dx, c - cols)
-        statistics = (
-            parted(dx, n, line[0], line2[0]),
-            parted(dx, n, line[1], line2[1]),
-            parted(dx, n, line[2], line2[2]),
-        )
-        both = *statistics, parted(dx, n, line[3], line2[3]), parted(dx, n, line[4], line2[4])
+        (mean, rstd, offset, slope, shift), (mean2, rstd2, offset2, slope2, shift2) = line, line2
+        mean, rstd, offset = parted(dx, n, mean, mean2), parted(dx, n, rstd, rstd2), parted(dx, n, offset, offset2)
+        both = mean, rstd, offset, parted(dx, n, slope, slope2), parted(dx, n, shift, shift2)
         result, g, xhat = _gradient(dy, x, at, load(weight, first), both)
         if rounding:
             xhat = rounded(dy, xhat)
-        if summing:
+        if summing:  # a product for each sum: one for both would be rounded before it is added, as it is nowhere else
             zero = weight.dtype.type(0)
             own, following = parted(dx, n, g, zero), parted(dx, n, zero, g)
             accumulate(dweight, first, own * xhat, 1)
@@ -262,17 +260,19 @@ def _differentiating(summing, rounding, adding):
 
     @elementwise
     def narrow(dy, x, other, first, last, mean, rstd, weight, center, longer, dx, dweight, dbias):
-        """Rows one behind the other by the line; `longer` is the weight, `continued`, behind a line of no account"""
+        """Rows one behind the other by the line; `longer` is `_between_lines`, as wide as dweight and dbias
+
+        What a line has of the next row is added before their first column, and what it has not behind their last: 0.
+        """
         lanes, cols, final, zero = lanes_of(dx), weight.size, last - 1, weight.dtype.type(0)
-        line, c = (zero, zero, zero, zero, zero), 0
-        for row in range(first - 1, last):  # none is written in the first step
+        line, start = (zero, zero, zero, zero, zero), first * cols
+        c = whole_lines(dx, start, cols)[0]
+        for row in range(first - 1, last):  # one step more, or `_row_terms` would be inlined twice
             i, own = row * cols, line
             line = _row_terms(dy, x, min(row + 1, final), cols, mean, rstd, weight, center)
             if row < first:
+                one(dy, x, other, start, c, line, longer, lanes, dx, start, dweight, dbias)
                 continue
-            if row == first:
-                c = whole_lines(dx, i, cols)[0]
-                one(dy, x, other, i, c, own, longer, lanes, dx, i, dweight, dbias)
             while c + lanes <= cols:
                 at = line_of(dx, i + c)
                 element(dy, x, other, at, own, longer, line_of(dx, lanes + c), dx, at, dweight, dbias)
@@ -315,7 +315,7 @@ _two, _two_rounding = _differentiating_two(False), _differentiating_two(True)
 def _column_sums(dx, start, past, summing, spare, dweight, dbias):
     """What a block adds up its dweight and dbias in: these themselves, or where it is `summing` for totals, zeros
 
-    Before and behind their columns they have `spare` ones.
+    With `spare`, as many columns more before and behind, for what belongs to another row.
 
     They begin cache lines, or `past` the caches where dx's columns from `start` on do: a sum that crosses two lines,
     stored behind streaming stores, makes that of the next row wait. Rows of 768 took 1.4 times as long, of 128 twice.
@@ -331,7 +331,10 @@ def _column_sums(dx, start, past, summing, spare, dweight, dbias):
 
 @allocating
 def _between_lines(weight, lanes):
-    """The weight, behind it its first columns again, for as many `lanes` as a line has, and before it as many zeros"""
+    """The weight between as many zeros as a line has `lanes` and its first columns again
+
+    So that one index serves it and the sums of `_column_sums`, which have spare columns there.
+    """
     longer = np.zeros(weight.size + 2 * lanes, weight.dtype)
     for j in range(weight.size + lanes):
         longer[lanes + j] = weight[j % weight.size]
@@ -378,14 +381,15 @@ def _streaming(adding):
         longer, summing = _between_lines(weight, lanes), partial.size > 0
         dw, db = _column_sums(dx, first * cols, True, summing, lanes, dweight, dbias)
         own_dw, own_db = dw[lanes : lanes + cols], db[lanes : lanes + cols]
+        inputs, tail = (dy, x, other), (mean, rstd, weight, center, longer, dx, dw, db)
         for row in range(first, last, GROUP):
-            args = dy, x, other, row, min(row + GROUP, last), mean, rstd, weight, center, longer, dx, dw, db
+            end = min(row + GROUP, last)
             if summing and rounding:
-                narrow_rounding(*args)
+                narrow_rounding(*inputs, row, end, *tail)
             elif summing:
-                narrow_summing(*args)
-            else:
-                narrow_alone(*args)
+                narrow_summing(*inputs, row, end, *tail)
+            else:  # so many rows have totals, if dweight and dbias are wanted
+                narrow_alone(*inputs, row, end, *tail)
             if summing:
                 flush_both(own_db, own_dw, partial[task])
         fence()
@@ -439,8 +443,8 @@ def _parameters(weight, bias, lanes):
 
 
 @allocating
-def _normalize_narrow(x, first, last, weight, bias, eps, center, rounding, y, mean, rstd):
-    """Set y, mean and rstd of the rows from first to last"""
+def _normalize_several(x, first, last, weight, bias, eps, center, rounding, y, mean, rstd):
+    """Set y, mean and rstd of the rows from first to last, several at a time"""
     number, cols, statistics = weight.dtype.type, weight.size, np.empty((3, SEVERAL))
     step = min(SEVERAL, TOGETHER // max(cols, 1))
     for row in range(first, last, step):
@@ -463,7 +467,7 @@ def _normalize_rows(task, tasks, x, weight, bias, eps, center, rounding, y, narr
         affine = _parameters(weight, bias, lanes_of(y))
         normalize_narrow_past_caches(rounding, x, first, last, eps, center, affine, y, mean, rstd)
     elif narrow:
-        _normalize_narrow(x, first, last, weight, bias, eps, center, rounding, y, mean, rstd)
+        _normalize_several(x, first, last, weight, bias, eps, center, rounding, y, mean, rstd)
     for row in range(last if narrow else first, last):
         at = row * cols
         m, r = _normalize_row(x, at, cols, weight, bias, eps, center, rounding, y, at, past, buffer)

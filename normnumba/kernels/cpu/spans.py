@@ -108,12 +108,12 @@ def _normalizing(rounding):
         """Rows one behind the other by the line; one line may have the end of a row and the beginning of the next"""
         lanes, zero, final = lanes_of(y), affine.dtype.type(0), last - 1
         cols, weight, bias = affine.shape[1] - lanes, affine[0], affine[1]
-        row, ahead = min(first + 1, final), BLOCK + 48 * lanes
+        following, ahead = min(first + 1, final), BLOCK + 48 * lanes  # and three quarters of a page
         about = pivot_of(x, first * cols, cols, center, zero)
         sums = sums_of_block(x, first * cols, cols, about)
         line = _line_of_row(x, first, cols, about, sums, eps, center, mean, rstd)
-        about = pivot_of(x, row * cols, cols, center, zero)
-        sums = sums_of_block(x, row * cols, cols, about)
+        about = pivot_of(x, following * cols, cols, center, zero)
+        sums = sums_of_block(x, following * cols, cols, about)
         about2 = pivot_of(x, min(first + 2, final) * cols, cols, center, zero)
         c = whole_lines(y, first * cols, cols)[0]
         normalize(x, first * cols, c, *line, weight, bias, 0, y, first * cols)
@@ -176,10 +176,10 @@ def normalize_narrow_past_caches(rounding, x, first, last, eps, center, affine, 
     """y, mean and rstd of rows no shorter than a line, past the caches; `affine` is weight and bias, `continued`
 
     While a row is written, the statistics of the next are finished, the one behind it is added up, and the pivot of the
-    third is taken: none of the four waits for another, and memory reads and writes all the time. Against sums of eight
-    rows, then their statistics, then the writing: rows of 20 and 64 took 0.94 to 1.07 of the time, of 128 0.88, of 256
-    0.81 to 0.91. With a row's pivot, sums and statistics in one, rows of 20 took 1.24. What is asked for lies no whole
-    pages ahead, or its address ends in the bits of what has just been stored: that took 1.1 to 1.15 of the time.
+    third is taken: none of the four waits for another, and memory reads and writes all the time. Against sums of 4 to
+    16 rows, then their statistics, then the writing: rows of 20 and 64 took 0.91 to 1.07 of the time, of 128 0.74 to
+    0.90, of 256 0.76 to 0.91. With a row's pivot, sums and statistics in one, rows of 20 took 1.24. What is asked for
+    lies no whole pages ahead, or its address ends in the bits of what has just been stored: that took 1.1 to 1.15.
     """
     if rounding:
         _normalize_narrow_rounding(x, first, last, eps, center, affine, y, mean, rstd)
