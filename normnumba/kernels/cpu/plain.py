@@ -83,7 +83,7 @@ def groups_backward(x: Any, *arguments: Any) -> bool:
     return _run(_groups_backward, groups._backward, x, arguments)
 
 
-def _run(entry: Callable[..., Any], kernel: Callable[..., Any], x: Any, arguments: tuple[Any, ...]) -> bool:
+def _run(entry: Callable[..., Any], kernel: Any, x: Any, arguments: tuple[Any, ...]) -> bool:
     if x.size >= launching.PARALLEL_FROM:
         return False
     run, where = _found(entry, kernel, x.dtype)
@@ -91,7 +91,7 @@ def _run(entry: Callable[..., Any], kernel: Callable[..., Any], x: Any, argument
 
 
 @functools.cache
-def _found(entry: Callable[..., Any], kernel: Callable[..., Any], dtype: np.dtype) -> tuple[Callable[..., bool], int]:
+def _found(entry: Callable[..., Any], kernel: Any, dtype: np.dtype) -> tuple[Callable[..., bool], int]:
     """What is called, and the address of the kernel that it calls, without a launcher."""
     return entry(dtype), address(kernel(dtype, *[dtype] * kernel.others))
 
