@@ -86,7 +86,8 @@ def test_everything_is_the_default():
     assert (options.kernels, options.dtype) == (list(compiling.kernels), ["float32"])
     assert command._parse(["compile", "--dtype", "all"]).dtype == ["float32", "float64", "float16", "bfloat16"]
     add = command._parse(["compile", "--op", "add_rms*"])
-    assert add.kernels == ["rows.add_forward", "rows.add_backward"]
+    kernels = ["rows.add_forward", "rows.add_backward", "plain.add_rows_forward", "plain.add_rows_backward"]
+    assert add.kernels == kernels
 
 
 @pytest.mark.parametrize(
