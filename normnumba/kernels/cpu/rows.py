@@ -123,8 +123,8 @@ of 512 0.86 to 0.95, of 640 and more 0.97 to 1.05; gradients of 64 and 128 0.72 
 511 0.81 to 0.97, of 512 and 768 1.06 to 1.09. Shorter results of sums stay in the caches."""
 
 AHEAD = 2048
-"""Elements ahead of those being differentiated that are asked for. By half a page more rows of 128 took 1.03 to 1.05 of
-the time, though results are better asked for so: see `spans.normalize_narrow_past_caches`."""
+"""Elements ahead of those being differentiated that are asked for. By half a page more, and before the line is stored,
+rows of 128 took 1.03 to 1.05 of the time; results gain by no whole pages, see `spans.normalize_narrow_past_caches`."""
 
 SHARED = 1 << 18
 """Elements from which rows too few for blocks of them are shared by strips of columns. They are read twice then: 8 rows
