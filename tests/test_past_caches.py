@@ -100,6 +100,22 @@ def test_narrow_rows_are_those_of_their_parts(cols, dtype, rng):
             compare_with_parts(BY_NAME[name], arguments, begin)
 
 
+@pytest.mark.parametrize("kinds", [("float32", "float32"), ("float16", "float64"), ("float32", "float16")], ids=str)
+@pytest.mark.parametrize("cols", [96, 127, 300, 1024, 4163, 140_001])
+def test_sums_of_rows_are_those_of_their_parts(cols, kinds, rng):
+    """Both results leave by lines of their own; sums of the widest are too long to be kept."""
+    for name, casting in (("add_layer_norm_forward", {}), ("add_rms_norm_forward", ROUNDED)):
+        op = BY_NAME[name]
+        arguments = {**large(op, (cols,), -1, kinds[0], rng), **casting}
+        arguments["residual"] = arguments["residual"].astype(kinds[1])
+        x = data_of(arguments)
+        x[1], x[2, 0], x[-1, -1] = 3, 1e4, np.inf
+        for begin in (0, 1, 4):
+            compare_with_parts(op, arguments, begin)
+        first, again = written(op, arguments, 0), x.copy()
+        assert_identical(first, op(normnumba, {**arguments, "x": again, "out": again}), "in place")
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
 @pytest.mark.parametrize("cols", [17, 32, 33, 250, 511])
 def test_gradients_of_narrow_rows_have_the_same_bits_wherever_they_are_written(cols, dtype, rng):

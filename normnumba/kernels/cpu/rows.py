@@ -48,14 +48,16 @@ from .moments import moments, moments_of_several
 from .spans import (
     GROUP,
     add,
-    continued,
     copy,
     flush_both,
     gradient_terms,
     merge_sums,
     normalize,
     normalize_narrow_past_caches,
-    normalize_past_caches,
+    normalize_sums_past_caches,
+    normalize_wide_past_caches,
+    room_for_sum,
+    seam_of,
     start_sums,
 )
 from .tasks import launch
@@ -116,11 +118,13 @@ def add_rows_backward(
 
 
 STREAMED = 512
-"""Elements of a row from which what goes past the caches is written one row at a time: results of 1024 took 0.8 of the
-time, of 4096 0.74, but of 256 1.16. Shorter rows, and results of as many, are written one behind the other, by lines
-that two of them may share, while what the next need is computed: results of 300 and 400 took 0.61 to 0.68 of the time,
-of 512 0.86 to 0.95, of 640 and more 0.97 to 1.05; gradients of 64 and 128 0.72 to 0.92, of 192 0.76, of 100, 300 and
-511 0.81 to 0.97, of 512 and 768 1.06 to 1.09. Shorter results of sums stay in the caches."""
+"""Elements of a row from which gradients that go past the caches are written one row at a time. Shorter ones are
+written one behind the other, by lines that two rows may share, while the terms of the next are computed: gradients of
+64 and 128 took 0.72 to 0.92 of the time, of 192 0.76, of 100, 300 and 511 0.81 to 0.97, of 512 and 768 1.06 to 1.09."""
+
+STREAMED_SUMS = 96
+"""Elements of a row from which sums and their results go past the caches: rows of 96 took 0.94 of the time, of 128 0.8,
+of 300 0.69, but of 64 1.1."""
 
 AHEAD = 2048
 """Elements ahead of those being differentiated that are asked for. By half a page more, and before the line is stored,
@@ -416,14 +420,11 @@ def _differentiate_blocks(dy, x, i, j, n, line, line2, rounding, weight, column,
 
 
 @inlined
-def _normalize_row(x, start, cols, weight, bias, eps, center, rounding, y, at, past, buffer):
-    """Set y[at:] of a row, `past` the caches, or through `buffer` unless that is empty; returns mean and rstd"""
+def _normalize_row(x, start, cols, weight, bias, eps, center, rounding, y, at, buffer):
+    """Set y[at:] of a row, through `buffer` unless that is empty; returns mean and rstd"""
     number = weight.dtype.type
     pivot, shift, _, r = moments(x, start, 1, 0, cols, eps, center, number(0))
     line = pivot, number(r), number(-shift * r)
-    if past:
-        normalize_past_caches(rounding, x, start, cols, *line, weight, bias, y, at)
-        return pivot + shift, r
     for c in range(0, cols, BLOCK):
         n = min(BLOCK, cols - c)
         target, i = (buffer, 0) if buffer.size else (y, at + c)
@@ -431,15 +432,6 @@ def _normalize_row(x, start, cols, weight, bias, eps, center, rounding, y, at, p
         if buffer.size:
             stream(y, at + c, buffer, n, x, x, start + c + cols)
     return pivot + shift, r
-
-
-@allocating
-def _parameters(weight, bias, lanes):
-    """weight and bias, `continued`"""
-    both = np.empty((2, weight.size), weight.dtype)
-    for c in range(weight.size):  # arrays would bring in the text of an error, a second of compiling
-        both[0, c], both[1, c] = weight[c], bias[c]
-    return frozen(continued(both, lanes))
 
 
 @allocating
@@ -459,23 +451,32 @@ def _normalize_several(x, first, last, weight, bias, eps, center, rounding, y, m
 
 
 @work
-def _normalize_rows(task, tasks, x, weight, bias, eps, center, rounding, y, narrow, past, staged, mean, rstd):
+def _normalize_rows(task, tasks, x, weight, bias, eps, center, rounding, y, staged, mean, rstd):
     """y, mean and rstd of some rows"""
-    cols, (first, last) = weight.size, bounds(task, tasks, rstd.size)
+    cols, narrow, (first, last) = weight.size, not staged and weight.size <= NARROW, bounds(task, tasks, rstd.size)
     buffer = np.empty(BLOCK if staged else 0, y.dtype)
-    if narrow and past:
-        affine = _parameters(weight, bias, lanes_of(y))
-        normalize_narrow_past_caches(rounding, x, first, last, eps, center, affine, y, mean, rstd)
-    elif narrow:
+    if narrow:
         _normalize_several(x, first, last, weight, bias, eps, center, rounding, y, mean, rstd)
     for row in range(last if narrow else first, last):
         at = row * cols
-        m, r = _normalize_row(x, at, cols, weight, bias, eps, center, rounding, y, at, past, buffer)
+        m, r = _normalize_row(x, at, cols, weight, bias, eps, center, rounding, y, at, buffer)
         if mean.size:
             mean[row] = m
         rstd[row] = r
-    if staged or past:
+    if staged:
         fence()
+
+
+@work
+def _normalize_rows_past_caches(task, tasks, x, weight, bias, eps, center, rounding, y, mean, rstd):
+    """y, mean and rstd of some rows no shorter than a line"""
+    first, last = bounds(task, tasks, rstd.size)
+    args = x, first, last, eps, center, weight, bias, seam_of(weight, bias, lanes_of(y)), y, mean, rstd
+    if weight.size <= NARROW:
+        normalize_narrow_past_caches(rounding, *args)
+    else:
+        normalize_wide_past_caches(rounding, *args)
+    fence()
 
 
 @variants(
@@ -487,29 +488,40 @@ def _normalize_rows(task, tasks, x, weight, bias, eps, center, rounding, y, narr
 def _forward(launcher, x, weight, bias, eps, center, rounding, y, mean, rstd):
     rows, cols = x.shape
     staged = shares_memory(y, x, x)
-    past = not staged and cols >= lanes_of(y) and must_stream(y, x.size)
-    ways = not staged and cols <= (STREAMED if past else NARROW), past, staged
-    args = flat(x), weight, bias, eps, center, rounding, flat(y), *ways, mean, rstd
-    launch(launcher, _normalize_rows, tasks_of(rows, x.size), args)
+    tasks, args = tasks_of(rows, x.size), (flat(x), weight, bias, eps, center, rounding, flat(y))
+    if not staged and cols >= lanes_of(y) and must_stream(y, x.size):
+        launch(launcher, _normalize_rows_past_caches, tasks, (*args, mean, rstd))
+    else:
+        launch(launcher, _normalize_rows, tasks, (*args, staged, mean, rstd))
 
 
 @work
-def _normalize_summed(
-    task, tasks, x, residual, weight, bias, eps, center, rounding, summed, y, past, staged, mean, rstd
-):
+def _normalize_sums(task, tasks, x, residual, weight, bias, eps, center, rounding, summed, y, mean, rstd):
     """summed, y, mean and rstd of some rows"""
-    cols, (first, last) = weight.size, bounds(task, tasks, rstd.size)
-    buffer = np.empty(BLOCK if staged else 0, y.dtype)
+    cols, none, (first, last) = weight.size, y[:0], bounds(task, tasks, rstd.size)
     for row in range(first, last):
         at = row * cols
         add(x, at, residual, at, cols, summed, at)
         barrier()
-        m, r = _normalize_row(frozen(summed), at, cols, weight, bias, eps, center, rounding, y, at, past, buffer)
+        m, r = _normalize_row(frozen(summed), at, cols, weight, bias, eps, center, rounding, y, at, none)
         if mean.size:
             mean[row] = m
         rstd[row] = r
-    if staged or past:
-        fence()
+
+
+@work
+def _normalize_sums_past_caches(task, tasks, x, residual, weight, bias, eps, center, rounding, summed, y, mean, rstd):
+    """The same past the caches, but for `summed` where a row of it is too long to be kept"""
+    cols, (first, last) = weight.size, bounds(task, tasks, rstd.size)
+    tail = weight, bias, seam_of(weight, bias, lanes_of(y)), y, mean, rstd
+    total = np.empty(room_for_sum(summed, cols), summed.dtype)
+    if total.size:
+        normalize_sums_past_caches(rounding, x, residual, first, last, eps, center, total, summed, *tail)
+    for row in range(last if total.size else first, last):
+        add(x, row * cols, residual, row * cols, cols, summed, row * cols)
+        barrier()
+        normalize_wide_past_caches(rounding, frozen(summed), row, row + 1, eps, center, *tail)
+    fence()
 
 
 @variants(
@@ -520,10 +532,11 @@ def _normalize_summed(
 )
 def _add_forward(launcher, x, residual, weight, bias, eps, center, rounding, summed, y, mean, rstd):
     rows, cols = x.shape
-    staged = shares_memory(y, x, x)
-    past = not staged and cols >= STREAMED and must_stream(y, x.size)
-    args = flat(x), flat(residual), weight, bias, eps, center, rounding, flat(summed), flat(y), past, staged, mean, rstd
-    launch(launcher, _normalize_summed, tasks_of(rows, x.size), args)
+    tasks, args = tasks_of(rows, x.size), (flat(x), flat(residual), weight, bias, eps, center, rounding, flat(summed))
+    if not shares_memory(y, x, x) and cols >= STREAMED_SUMS and must_stream(y, x.size):
+        launch(launcher, _normalize_sums_past_caches, tasks, (*args, flat(y), mean, rstd))
+    else:
+        launch(launcher, _normalize_sums, tasks, (*args, flat(y), mean, rstd))
 
 
 @inlined
