@@ -19,10 +19,10 @@ from .device.array import DeviceArray
 from .views import Array
 
 PAGE = 4096
-"""Bytes: outputs begin as far in a page, to 16 bytes, as the array that they are made like. A load behind a store past
-the caches waits for it where both end in nearly the same twelve bits, as they do 48 bytes apart: where outputs began
-cache lines and x did, as NumPy's large arrays do, 16 bytes behind one, rows of 768 took 1.1 to 1.26 of the time, and
-gradients of a batch norm with a residual, which writes two such outputs, 3.8 times as long."""
+"""Bytes: outputs begin as far in a page, to 16 bytes, as x. A load waits for the stores past the caches before it that
+ended up to eight lines further in their pages. NumPy's large arrays begin 16 bytes behind a line: where outputs began a
+line, 48 bytes further, rows of 768 took 1.1 to 1.26 of the time, and gradients of a batch norm with a residual, which
+are two such outputs, 3.8 times as long."""
 
 SMALLEST = 1 << 20
 """Bytes from which outputs come from a pool. Smaller ones malloc itself provides from memory that was used before."""
@@ -92,13 +92,13 @@ class OutputPool:
         with self._lock:
             return sum(owner.nbytes for owner in self._owners)
 
-    def place(self, like: Array) -> Array | None:
-        """An array like another in shape, dtype and strides, if there is memory for it."""
+    def place(self, like: Array, beside: int) -> Array | None:
+        """An array like another in shape, dtype and strides, as far in a page as an address, if there is memory."""
         with self._lock:
             if not (self._entered and (self._take_idle(like.nbytes) or self._add(like.nbytes))):
                 return None
             owner = self._owners[-1]
-            first = (like.ctypes.data // 16 * 16 - owner.ctypes.data) % PAGE
+            first = (beside // 16 * 16 - owner.ctypes.data) % PAGE
             return np.ndarray(like.shape, like.dtype, owner, first, like.strides)
 
     def _take_idle(self, size: int) -> bool:
@@ -133,7 +133,7 @@ def fresh(x: Array, dtype: DTypeLike | None = None) -> Array:
     pools = _pools.get()
     if pools and x.nbytes >= SMALLEST:
         like = x if dtype is None and x.flags.forc else np.empty_like(x, dtype, subok=False)
-        placed = pools[-1].place(like)
+        placed = pools[-1].place(like, x.ctypes.data)
         if placed is not None:
             return placed
     return np.empty_like(x, dtype, subok=False)

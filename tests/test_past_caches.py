@@ -89,8 +89,8 @@ def test_results_are_those_of_their_parts(name, shape, axis, dtype, rng):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
-@pytest.mark.parametrize("cols", [16, 33, 64, 250, 511, 512])
-def test_narrow_rows_are_those_of_their_parts(cols, dtype, rng):
+@pytest.mark.parametrize("cols", [16, 33, 64, 250, 256, 257, 511])
+def test_rows_are_those_of_their_parts(cols, dtype, rng):
     """They leave by the line, in which one row may end and the next begin, at each lane in turn."""
     for name, casting in (("layer_norm_forward", {}), ("rms_norm_forward", {}), ("rms_norm_forward", ROUNDED)):
         arguments = {**large(BY_NAME[name], (cols,), -1, dtype, rng), **casting}

@@ -140,6 +140,17 @@ def test_memory_serves_other_shapes_dtypes_and_layouts(x):
         assert address(normnumba.layer_norm(x[:5])) != first, "too small for it"
 
 
+@pytest.mark.parametrize("offset", [0, 4, 60, 1000])
+def test_outputs_begin_as_far_in_a_page_as_x(x, offset):
+    room = np.zeros(x.nbytes + pool.PAGE, np.uint8)
+    moved = np.ndarray(x.shape, x.dtype, room, -address(room) % 16 + offset)
+    with normnumba.reuse_outputs():
+        y, summed, _, _ = normnumba.add_layer_norm_forward(moved, x.astype(np.float64))
+        assert pooled(y)
+        assert pooled(summed)
+        assert [(address(a) - address(moved) // 16 * 16) % pool.PAGE for a in (y, summed)] == [0, 0]
+
+
 def test_a_given_output_is_left_alone(x):
     out = np.empty_like(x)
     with normnumba.reuse_outputs() as kept:
@@ -165,7 +176,7 @@ def test_no_more_is_kept_than_allowed(x):
 
 
 def test_what_is_idle_stays_while_there_is_room(x):
-    with normnumba.reuse_outputs(max_bytes=2 * x.nbytes + pool.PAGE) as kept:
+    with normnumba.reuse_outputs(max_bytes=x.nbytes + x[:5].nbytes + 2 * pool.PAGE) as kept:
         normnumba.layer_norm(x)
         normnumba.layer_norm(x[:5])
         assert kept.nbytes == x.nbytes + x[:5].nbytes + 2 * pool.PAGE

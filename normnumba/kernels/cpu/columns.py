@@ -47,7 +47,6 @@ from .spans import (
     OPEN,
     SMOOTH,
     SUMMED,
-    continued,
     flush,
     gate_of,
     is_far,
@@ -399,9 +398,25 @@ def _finish(task, tasks, x, base, rows, weight, bias, eps, totals, vectors, stat
 
 
 @allocating
+def _continued(vectors, lanes):
+    """The vectors, and behind their last columns the first ones again, for as many `lanes` as a line has
+
+    So that a line may begin at any column.
+    """
+    width = vectors.shape[1]
+    longer = np.empty((vectors.shape[0], width + lanes), vectors.dtype)
+    for k in range(longer.shape[0]):
+        for j in range(width):
+            longer[k, j] = vectors[k, j]
+        for j in range(lanes):  # of a line that is longer than the vectors, too
+            longer[k, width + j] = longer[k, j]
+    return longer
+
+
+@allocating
 def _lines_of(vectors, y, past):
-    """The vectors, read-only, and `continued` for what goes past the caches"""
-    return frozen(continued(vectors, lanes_of(y)) if past else vectors)
+    """The vectors, read-only, and `_continued` for what goes past the caches"""
+    return frozen(_continued(vectors, lanes_of(y)) if past else vectors)
 
 
 @work

@@ -137,6 +137,10 @@ of 65536 took 0.7 of the time on two cores, 16 of 1048576 0.52, but 32 of 4096 1
 STRIPS = 64
 """How many of them there are at most."""
 
+STAGED = 256
+"""Elements of a row below which stages of several overlap where results go past the caches: see
+`spans.normalize_narrow_past_caches`. Rows of 256 took 1.07 times as long as one after the other, of 128 0.88."""
+
 NARROW = 256
 """Elements of a row up to which several that stay in the caches are normalized step by step. Against two at a time rows
 of 16 in L2 took 12 ns instead of 14, of 100 31 instead of 40, of 128 32 both ways; in stages of one row those of 64
@@ -472,7 +476,7 @@ def _normalize_rows_past_caches(task, tasks, x, weight, bias, eps, center, round
     """y, mean and rstd of some rows no shorter than a line"""
     first, last = bounds(task, tasks, rstd.size)
     args = x, first, last, eps, center, weight, bias, seam_of(weight, bias, lanes_of(y)), y, mean, rstd
-    if weight.size <= NARROW:
+    if weight.size < STAGED:
         normalize_narrow_past_caches(rounding, *args)
     else:
         normalize_wide_past_caches(rounding, *args)
@@ -497,7 +501,7 @@ def _forward(launcher, x, weight, bias, eps, center, rounding, y, mean, rstd):
 
 @work
 def _normalize_sums(task, tasks, x, residual, weight, bias, eps, center, rounding, summed, y, mean, rstd):
-    """summed, y, mean and rstd of some rows"""
+    """summed, y, mean and rstd of some rows; y may be x, of which a row is not read again once its sum is stored"""
     cols, none, (first, last) = weight.size, y[:0], bounds(task, tasks, rstd.size)
     for row in range(first, last):
         at = row * cols
@@ -511,16 +515,17 @@ def _normalize_sums(task, tasks, x, residual, weight, bias, eps, center, roundin
 
 @work
 def _normalize_sums_past_caches(task, tasks, x, residual, weight, bias, eps, center, rounding, summed, y, mean, rstd):
-    """The same past the caches, but for `summed` where a row of it is too long to be kept"""
+    """summed, y, mean and rstd of some rows past the caches, but for sums of rows too long to be kept in cache"""
     cols, (first, last) = weight.size, bounds(task, tasks, rstd.size)
     tail = weight, bias, seam_of(weight, bias, lanes_of(y)), y, mean, rstd
     total = np.empty(room_for_sum(summed, cols), summed.dtype)
     if total.size:
         normalize_sums_past_caches(rounding, x, residual, first, last, eps, center, total, summed, *tail)
-    for row in range(last if total.size else first, last):
-        add(x, row * cols, residual, row * cols, cols, summed, row * cols)
-        barrier()
-        normalize_wide_past_caches(rounding, frozen(summed), row, row + 1, eps, center, *tail)
+    else:
+        for row in range(first, last):
+            add(x, row * cols, residual, row * cols, cols, summed, row * cols)
+            barrier()
+            normalize_wide_past_caches(rounding, frozen(summed), row, row + 1, eps, center, *tail)
     fence()
 
 

@@ -68,25 +68,32 @@ GROUP = 64
 
 KEPT = 1 << 19
 """Bytes of a unit's dz up to which it is kept from the sums for the gradient, in each core's cache: groups of 92160
-float32 took 0.75 of the time."""
+float32 took 0.75 of the time. And of a row's sum up to which it is kept from adding to writing: rows of 131072 took
+0.94 of the time, of 262144 as long as without."""
 
 PAGE = 4096
 """Bytes after which addresses end in the same twelve bits, by which a load looks for stores that it has to wait for."""
 
 LEAD = 4
-"""Lines that a sum in cache is further in its page than the place where it is written: see `_place_of_sum`."""
+"""Lines by which a sum in cache is further in its page than the place where it is written: see `_place_of_sum`."""
 
 SPARE_LINES = 4
-"""Lines before it, for what the row before has left."""
+"""Lines of a row's sum in cache before its first, for what the row before has left: up to 31 halves of y, which as
+float64 sums fill four."""
 
 RUN = 256
-"""Elements of y and of the sum that are written in turn. With one line in turn rows took 1.2 to 1.7 times as long, with
-all of a row up to 1.15."""
+"""Elements of each, y and the sum, that are written in turn, whole lines of any dtype. With one line of each in turn
+rows took 1.2 to 1.7 times as long, with whole rows up to 1.15."""
+
+NEAR = 1000
+"""Elements of short rows that are asked for ahead: rows of 257 to 400 took 0.86 to 0.96 of the time that they took with
+one row. For 512 and more one row was as good as three quarters of a page more (0.91 to 1.2)."""
 
 SOON = 560
-"""Elements ahead of those being added up that are asked for while another channel is written: in fewer pages than one,
-since the processor asks for no more. Instance norm of planes of 128x128 took 0.74 to 0.94 of the time, batch norm with
-relu of 56x56 0.88 to 0.92, group norm of 96x96 0.83 to 0.95; 304 to 1072 elements were no better."""
+"""Elements ahead of those being added up that are asked for while another channel is written: less than a page, since
+the processor itself asks for nothing beyond the page that it reads. Instance norm of planes of 128x128 took 0.74 to
+0.94 of the time, batch norm with relu of 56x56 0.88 to 0.92, group norm of 96x96 0.83 to 0.95; 304 to 1072 elements
+were no better."""
 
 OPEN, FLOORED, SUMMED, SMOOTH = range(4)
 """What dy passes: nothing, a relu of the norm, a relu of it and a residual, or an activation with loops of its own."""
@@ -116,7 +123,7 @@ def copy_lines(z, i, first, end, y, at, following, ahead):
 
 @inlined
 def _set_line(row, pivot, shift, r, mean, rstd):
-    """pivot, rstd, shift of a row; sets its mean and rstd"""
+    """pivot, rstd and shift of a row, as `normalize` takes them; sets its mean and rstd"""
     if mean.size:
         mean[row] = pivot + shift
     rstd[row] = r
@@ -141,8 +148,8 @@ def _line_of_row(x, at, row, cols, eps, center, zero, mean, rstd):
 
 @inlined
 def _ahead_of_rows(cols):
-    """How far ahead of what is written by the line is asked for: whole rows, but no whole pages"""
-    return max(1, 1000 // cols) * cols
+    """How far ahead of what is written by the line is asked for: as many rows as NEAR elements hold"""
+    return max(1, NEAR // cols) * cols
 
 
 @inlined
@@ -156,9 +163,9 @@ def room_for_sum(summed, cols):
 def _place_of_sum(total, summed, at):
     """Where in `total` the sum of a row is kept whose own place is summed[at:]
 
-    LEAD lines further in its page than that. A load from up to eight lines less far than what was just stored past the
-    caches waits for the stores. One at a time behind stores to two arrays in turn took 20 times as long, here, with
-    RUN elements of each, up to 1.2.
+    A load waits for the stores past the caches before it that ended up to eight lines further in their pages. So the
+    sum is LEAD lines further than its own place, and than y's, which is mostly as far in its page. Elsewhere rows took
+    up to 1.2 times as long, and with one line of each in turn, where they wait for both, 20 times.
     """
     lanes = lanes_of(summed)
     page, spare, itemsize = PAGE // LINE * lanes, SPARE_LINES * lanes, LINE // lanes
@@ -187,20 +194,17 @@ def _normalizing(rounding):
         element(x, line_of(y, i), pivot, rstd, shift, seam[0], seam[1], c, y, line_of(y, at))
 
     @inlined_elementwise
-    def begin(x, i, c, known, line, line2, weight, bias, seam, y, at):
-        """Write of a row, the second, what lies before its first line; where that begins
-
-        Of the row before, if that is `known`, -c elements are not yet written.
-        """
-        if not known:
-            normalize(x, i, c, *line2, weight, bias, 0, y, at)
+    def begin(x, i, c, before, line, weight, bias, seam, y, at):
+        """Write what a row has before its first whole line, c elements or with -c of the row before; where it begins"""
+        if c > 0:  # of the first row
+            normalize(x, i, c, *line, weight, bias, 0, y, at)
         elif c < 0:
-            shared_line(x, i + c, -c, line, line2, seam, y, at + c)
+            shared_line(x, i + c, -c, before, line, seam, y, at + c)
             c += lanes_of(y)
         return c
 
     @inlined_elementwise
-    def lines(x, i, first, end, line, weight, bias, y, at, following, ahead):
+    def normalize_lines(x, i, first, end, line, weight, bias, y, at, following, ahead):
         for c in range(first, end, lanes_of(y)):
             element(x, line_of(y, i + c), *line, weight, bias, line_of(y, c), y, line_of(y, at + c))
             prefetch(following, line_of(y, at + c + ahead))
@@ -214,16 +218,20 @@ def _normalizing(rounding):
         for row in range(first, last):
             i, before = row * cols, line
             line = _line_of_row(x, i, row, cols, eps, center, zero, mean, rstd)
-            c = begin(x, i, c, row > first, before, line, weight, bias, seam, y, i)
+            c = begin(x, i, c, before, line, weight, bias, seam, y, i)
             end = c + (cols - c) // lanes * lanes
-            lines(x, i, c, end, line, weight, bias, y, i, x, _ahead_of_rows(cols))
+            normalize_lines(x, i, c, end, line, weight, bias, y, i, x, _ahead_of_rows(cols))
             c = end - cols
         i = last * cols
         normalize(x, i + c, -c, *line, weight, bias, cols + c, y, i + c)
 
     @elementwise
     def normalize_sums(x, residual, first, last, eps, center, total, summed, weight, bias, seam, y, mean, rstd):
-        """The same of sums, each in `total` while it is needed; where c and d are negative, elements wait"""
+        """Sums of rows and what they are normalized to, one row behind the other by the line
+
+        c and d are the columns where the next lines of y and of summed begin; below 0, as many elements before the row
+        wait for it.
+        """
         lanes, lanes2, cols, zero = lanes_of(y), lanes_of(summed), weight.size, weight.dtype.type(0)
         line, source, ahead = (zero, zero, zero), frozen(total), _ahead_of_rows(cols)
         c, d = whole_lines(y, first * cols, cols)[0], whole_lines(summed, first * cols, cols)[0]
@@ -233,12 +241,12 @@ def _normalizing(rounding):
             add(x, i + waiting, residual, i + waiting, cols - waiting, total, o + waiting)
             barrier()
             line = _line_of_row(source, o, row, cols, eps, center, zero, mean, rstd)
-            c = begin(source, o, c, row > first, before, line, weight, bias, seam, y, i)
-            if row == first:
+            c = begin(source, o, c, before, line, weight, bias, seam, y, i)
+            if d > 0:
                 copy(source, o, d, summed, i)
             end, end2 = c + (cols - c) // lanes * lanes, d + (cols - d) // lanes2 * lanes2
-            for q in range(0, cols + lanes, RUN):
-                lines(source, o, c + q, min(c + q + RUN, end), line, weight, bias, y, i, x, ahead)
+            for q in range(0, max(end - c, end2 - d), RUN):
+                normalize_lines(source, o, c + q, min(c + q + RUN, end), line, weight, bias, y, i, x, ahead)
                 copy_lines(source, o, d + q, min(d + q + RUN, end2), summed, i, residual, ahead)
             c, d = end - cols, end2 - cols
         i, o = i + cols, o + cols
@@ -295,26 +303,11 @@ def normalize(rounding, x, start, count, pivot, rstd, shift, weight, bias, colum
 
 
 @allocating
-def continued(vectors, lanes):
-    """The vectors, and behind their last columns the first ones again, for as many `lanes` as a line has
-
-    So that a line may begin at any column.
-    """
-    width = vectors.shape[1]
-    longer = np.empty((vectors.shape[0], width + lanes), vectors.dtype)
-    for k in range(longer.shape[0]):
-        for j in range(width):
-            longer[k, j] = vectors[k, j]
-        for j in range(lanes):  # of a line that is longer than the vectors, too
-            longer[k, width + j] = longer[k, j]
-    return longer
-
-
-@allocating
 def seam_of(weight, bias, lanes):
     """The last columns of weight and bias and behind them the first, as many as a line has `lanes`"""
     seam = np.empty((2, 2 * lanes), weight.dtype)
     for k in range(lanes):
+        # whole arrays would bring in the text of an error, a second of compiling
         seam[0, k], seam[0, lanes + k] = weight[weight.size - lanes + k], weight[k]
         seam[1, k], seam[1, lanes + k] = bias[weight.size - lanes + k], bias[k]
     return frozen(seam)
@@ -338,11 +331,11 @@ def normalize_narrow_past_caches(rounding, x, first, last, eps, center, weight, 
 
 @inlined
 def normalize_wide_past_caches(rounding, x, first, last, eps, center, weight, bias, seam, y, mean, rstd):
-    """The same for longer rows, each added up once the one before is written but for what does not fill a line
+    """y, mean and rstd of longer rows past the caches, each added up once the one before is written
 
-    That goes into the first line of the next row: an ordinary store to a line that is not in cache holds up the stores
-    behind it. Rows of 300 to 4096 took 0.87 to 0.98 of the time that they take with a line of their own at each end,
-    of 256 0.93 of that of the stages above, but of 128 1.13.
+    What does not fill a line goes into the first line of the next row: an ordinary store to a line that is not in cache
+    holds up the stores behind it. Rows of 300 to 4096 took 0.87 to 0.98 of the time that they take with a line of their
+    own at each end.
     """
     if rounding:
         _normalize_wide_rounding(x, first, last, eps, center, weight, bias, seam, y, mean, rstd)
@@ -449,8 +442,7 @@ def _affine_past_caches(x, residual, start, count, line, floor, y, ahead):
 def _affine_and_sums(x, residual, start, count, line, floor, y, other, n, about):
     """`_affine_past_caches` of part of a channel, from a line's beginning on, and `sums_of_block` of n of another's"""
     pivot, scale, shift, _ = line
-    lines, whole = whole_lines(y, start, count)[1], whole_pairs(x, n)
-    both = whole_pairs(x, min(lines, whole))
+    whole, both = whole_pairs(x, n), whole_pairs(x, min(count, n))
     args = x, residual, start, both, pivot, scale, shift, floor, y, other, about
     first, second = _scale_shift_add_summing(*args) if residual.size else _scale_shift_summing(*args)
     _affine_past_caches(x, residual, start + both, count - both, line, floor, y, 0)
@@ -507,7 +499,7 @@ def write_and_sum(x, residual, start, outer, stride, inner, line, activation, y,
         head = whole_lines(y, first, inner)[0]
         _affine(x, residual, first, head, 0, line, floor, y, first)
         for i in range(0, inner, BLOCK):
-            n, at = min(BLOCK, inner - i), min(i + head, inner)  # a block is written from a line's beginning on
+            n, at = min(BLOCK, inner - i), min(i + head, inner)  # or blocks would meet in lines of two ordinary stores
             args = x, residual, first + at, min(BLOCK, inner - at), line, floor, y, other + o * stride + i, n, about
             sums = joined(sums, *_affine_and_sums(*args))
     return sums

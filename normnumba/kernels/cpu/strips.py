@@ -186,7 +186,7 @@ def _differentiate_strips(task, tasks, dy, x, shape, mean, rstd, weight, center,
         o, first = strip // strips, strip % strips * width
         n, base, column = min(width, inner - first), o * rows * inner + first, o * inner + first
         vectors = np.zeros((5, n), weight.dtype)
-        for j in range(n):  # see `rows._parameters`
+        for j in range(n):  # see `spans.seam_of`
             vectors[0, j], vectors[1, j] = mean[column + j] if center else zero, rstd[column + j]
         _set_terms(dy, x, base, inner, weight, center, vectors)
         v = frozen(vectors)
