@@ -69,7 +69,7 @@ GROUP = 64
 KEPT = 1 << 19
 """Bytes of a unit's dz up to which it is kept from the sums for the gradient, in each core's cache: groups of 92160
 float32 took 0.75 of the time. And of a row's sum up to which it is kept from adding to writing: rows of 131072 took
-0.94 of the time, of 262144 as long as without."""
+0.92 to 1.0 of the time, of 262144 as long as without."""
 
 PAGE = 4096
 """Bytes after which addresses end in the same twelve bits, by which a load looks for stores that it has to wait for."""
@@ -87,7 +87,7 @@ rows took 1.2 to 1.7 times as long, with whole rows up to 1.15."""
 
 NEAR = 1000
 """Elements of short rows that are asked for ahead: rows of 257 to 400 took 0.86 to 0.96 of the time that they took with
-one row. For 512 and more one row was as good as three quarters of a page more (0.91 to 1.2)."""
+one row. For 512 and more one row was as good as three quarters of a page more (0.92 to 1.23)."""
 
 SOON = 560
 """Elements ahead of those being added up that are asked for while another channel is written: less than a page, since
